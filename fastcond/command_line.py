@@ -1,0 +1,104 @@
+"""What the command lines share: errors as one line, devices, and how values are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import torch
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave."""
+        print(f"{self.prog}: error: {message} (--help lists the flags)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run(main: Callable[[argparse.Namespace], int], parser: Parser, arguments: Sequence[str] | None = None) -> int:
+    """Parse, call `main`, and turn an error of the user's or of the machine's into one line and exit code 2.
+
+    --debug shows the traceback. Warnings are one line too.
+    """
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    options = parser.parse_args(arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"{parser.prog}: warning: {message}\n"
+    try:
+        return main(options)
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except torch.OutOfMemoryError as error:
+        if options.debug:
+            raise
+        print(f"{parser.prog}: error: out of memory ({_one_line(error)}); use a smaller --batch-size", file=sys.stderr)
+        return 2
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device names; "auto" is the first GPU where there is one.
+
+    Raises: ValueError for a name that is none or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device is {name!r}; choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {name!r}; choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device is {name!r}, but {torch.cuda.device_count()} CUDA devices were found; use --device cpu")
+    return device
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """argparse type: "16" or "16x24" (height x width)."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None or int(match[1]) == 0 or match[2] == "0":
+        raise argparse.ArgumentTypeError(f"{text!r} is no image size; give 16 or 16x24 (height x width)")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def number(text: str) -> float:
+    """argparse type: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """argparse type: an integer of at least 1; underscores may group its digits."""
+    if re.fullmatch(r"\d[\d_]*", text) is None or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """argparse type: an integer in [0, 2^32)."""
+    if re.fullmatch(r"\d+", text) is None or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a whole number from 0 to 4294967295")
+    return int(text)
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's message on one line; an OSError with its file."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

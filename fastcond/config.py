@@ -1,0 +1,314 @@
+"""What defines a model and a run: frozen dataclasses and presets. Standard library only; every layer may import it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Conditioning = Literal["adagn", "scale_shift", "bias"]
+Prediction = Literal["eps", "v", "x_0"]
+CONDITIONINGS = ("adagn", "scale_shift", "bias")
+PREDICTIONS = ("eps", "v", "x_0")
+SCHEDULES = ("linear", "cosine")
+WEIGHTINGS = ("mse", "min_snr")
+LR_SCHEDULES = ("cosine", "constant")
+PRECISIONS = ("fp32", "bf16")
+RESAMPLERS = ("conv", "resnet")
+
+C = TypeVar("C")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a `ConditionalUNet`; see DESIGN's table of conditionings in `fastcond.nn.unet`.
+
+    Attributes:
+        image_size: (H, W) in pixels, both divisible by 2^(levels - 1).
+        num_classes: K; labels are 0 .. K-1 and K is the null label.
+        in_channels, out_channels: channels of x_t and of the network's output.
+        block_out_channels: channels of each level, finest first; its length is the number of levels.
+        layers_per_block: residual blocks of a level on the way down (one more on the way up).
+        attention_resolutions: a level has self-attention where the longer side of its map is in here.
+        attention_head_dim: channels of one attention head.
+        conditioning: how time and label enter a block: "adagn", "scale_shift" or "bias".
+        norm_num_groups, norm_eps: of every group norm.
+        dropout: probability, before the second convolution of a block.
+        resample: "conv" (stride-2 convolution; nearest + convolution) or "resnet" (a residual block that resamples, as in ADM).
+        class_embedding_mlp: a two-layer MLP after the class-embedding table.
+    """
+
+    image_size: tuple[int, int]
+    num_classes: int
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (64, 128)
+    layers_per_block: int = 2
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    attention_head_dim: int = 32
+    conditioning: Conditioning = "adagn"
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    resample: Literal["conv", "resnet"] = "conv"
+    class_embedding_mlp: bool = False
+
+    def __post_init__(self) -> None:
+        height, width = self.image_size
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        _require_choice("conditioning", self.conditioning, CONDITIONINGS)
+        _require_choice("resample", self.resample, RESAMPLERS)
+        _require(len(self.block_out_channels) > 0, "block_out_channels is empty; give one number a level")
+        for name in ("num_classes", "in_channels", "out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        _require(
+            height >= factor and width >= factor and height % factor == 0 and width % factor == 0,
+            f"image size {height}x{width} does not fit a network of {len(self.block_out_channels)} levels: height and width "
+            f"must be multiples of {factor}; use --size {_round_up(height, factor)}x{_round_up(width, factor)} or another --preset",
+        )
+        for channels in self.block_out_channels:
+            _require(
+                channels % self.norm_num_groups == 0,
+                f"{channels} channels cannot be divided into {self.norm_num_groups} groups; change norm_num_groups",
+            )
+        for level, channels in enumerate(self.block_out_channels):
+            _require(
+                not self.has_attention(level) or channels % self.attention_head_dim == 0,
+                f"{channels} channels cannot be divided into heads of {self.attention_head_dim}; change attention_head_dim",
+            )
+        _require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must lie in [0, 1)")
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no condition": K."""
+        return self.num_classes
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of the time and class embedding: four times the first level's channels."""
+        return 4 * self.block_out_channels[0]
+
+    def level_size(self, level: int) -> tuple[int, int]:
+        """(H, W) of the feature map of `level`, 0 the finest."""
+        return self.image_size[0] >> level, self.image_size[1] >> level
+
+    def has_attention(self, level: int) -> bool:
+        """Whether the blocks of `level` are followed by self-attention."""
+        return max(self.level_size(level)) in self.attention_resolutions
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What a network's output means: the noise schedule it was trained under and what it predicts.
+
+    Attributes:
+        schedule: "linear" or "cosine".
+        num_timesteps: T.
+        rescale_linear_betas: multiply linear betas by 1000/T, so that any T ends in noise (Dhariwal & Nichol 2021).
+        zero_terminal_snr: rescale so that timestep T-1 is pure noise (Lin et al. 2024); needs prediction "v" or "x_0".
+        prediction: "eps", "v" or "x_0".
+    """
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    num_timesteps: int = 1000
+    rescale_linear_betas: bool = True
+    zero_terminal_snr: bool = False
+    prediction: Prediction = "eps"
+
+    def __post_init__(self) -> None:
+        _require_choice("schedule", self.schedule, SCHEDULES)
+        _require_choice("prediction", self.prediction, PREDICTIONS)
+        _require(self.num_timesteps >= 1, f"num_timesteps is {self.num_timesteps}; it must be at least 1")
+        _require(
+            not (self.zero_terminal_snr and self.prediction == "eps"),
+            "a zero-terminal-SNR schedule has a timestep of pure noise, from which eps says nothing about x_0; use prediction v or x_0",
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained. Exactly one of `steps` and `minutes` is set.
+
+    Attributes:
+        steps: number of optimiser steps; minutes: wall-clock budget, which the learning-rate schedule follows.
+        batch_size: images a step, over all processes and accumulated micro-batches.
+        accumulation: micro-batches a step.
+        learning_rate, weight_decay, warmup_steps, lr_schedule ("cosine" falls to zero at the end, "constant" does not).
+        clip_grad_norm: largest 2-norm of the gradient.
+        ema_decay: largest decay of the exponential moving average; early on it is (1 + step) / (10 + step).
+        label_dropout: probability that a label is replaced by the null label (Ho & Salimans 2022).
+        weighting: "mse" or "min_snr" (Hang et al. 2023) with min_snr_gamma.
+        balanced: draw each class equally often. flip: mirror half of the images left to right.
+        precision: "fp32" or "bf16" (autocast). compile: torch.compile the network.
+        seed: of initial weights, batches, timesteps, noise, label dropout and flips.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 128
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    clip_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    label_dropout: float = 0.1
+    weighting: Literal["mse", "min_snr"] = "mse"
+    min_snr_gamma: float = 5.0
+    balanced: bool = False
+    flip: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require((self.steps is None) != (self.minutes is None), "give either steps or minutes, not both or none")
+        _require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
+        _require(self.minutes is None or self.minutes > 0, f"minutes is {self.minutes}; it must be positive")
+        _require_choice("weighting", self.weighting, WEIGHTINGS)
+        _require_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        _require_choice("precision", self.precision, PRECISIONS)
+        _require(self.batch_size >= 1, f"batch size is {self.batch_size}; it must be at least 1")
+        _require(
+            self.accumulation >= 1 and self.batch_size % self.accumulation == 0,
+            f"batch size {self.batch_size} cannot be split into {self.accumulation} equal micro-batches",
+        )
+        _require(self.learning_rate > 0, f"learning rate is {self.learning_rate}; it must be positive")
+        _require(self.clip_grad_norm > 0, f"gradient clipping norm is {self.clip_grad_norm}; it must be positive")
+        _require(self.min_snr_gamma > 0, f"min-SNR gamma is {self.min_snr_gamma}; it must be positive")
+        _require(self.warmup_steps >= 0, f"warm-up is {self.warmup_steps} steps; it cannot be negative")
+        _require(self.weight_decay >= 0, f"weight decay is {self.weight_decay}; it cannot be negative")
+        _require(0.0 <= self.label_dropout <= 1.0, f"label dropout is {self.label_dropout}; it must lie in [0, 1]")
+        _require(0.0 <= self.ema_decay < 1.0, f"EMA decay is {self.ema_decay}; it must lie in [0, 1)")
+        _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2^32)")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images came from, as given on the command line; enough to open them again."""
+
+    source: str
+    labels: str | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that config.json of a run holds."""
+
+    network: UNetConfig
+    diffusion: DiffusionConfig
+    training: TrainingConfig
+    data: DataConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network and the training settings that suit it; the fields are those of `UNetConfig` and `TrainingConfig`."""
+
+    network: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: Mapping[str, Preset] = {
+    # Minutes on a laptop's CPU, up to 32x32.
+    "tiny": Preset(
+        network={"block_out_channels": (48, 96), "layers_per_block": 1, "attention_resolutions": (8, 4), "attention_head_dim": 24, "norm_num_groups": 8},
+        training={"steps": 5_000, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 100},
+    ),
+    # The blog's and the sprite course's size: 16x16, about 6M parameters.
+    "sprites": Preset(
+        network={"block_out_channels": (64, 128), "layers_per_block": 2, "attention_resolutions": (8,)},
+        training={"steps": 50_000, "batch_size": 128, "learning_rate": 5e-4, "warmup_steps": 500},
+    ),
+    # Ho et al. 2020, appendix B: 35.7M parameters there.
+    "cifar10": Preset(
+        network={
+            "block_out_channels": (128, 256, 256, 256),
+            "layers_per_block": 2,
+            "attention_resolutions": (16,),
+            "attention_head_dim": 256,
+            "conditioning": "bias",
+            "dropout": 0.1,
+        },
+        training={
+            "steps": 500_000,
+            "batch_size": 128,
+            "learning_rate": 2e-4,
+            "warmup_steps": 5000,
+            "lr_schedule": "constant",
+        },
+    ),
+    # Dhariwal & Nichol 2021, table 11, ImageNet 64x64: 296M parameters there.
+    "imagenet64": Preset(
+        network={
+            "block_out_channels": (192, 384, 576, 768),
+            "layers_per_block": 3,
+            "attention_resolutions": (32, 16, 8),
+            "attention_head_dim": 64,
+            "conditioning": "scale_shift",
+            "dropout": 0.1,
+            "resample": "resnet",
+        },
+        training={
+            "steps": 500_000,
+            "batch_size": 256,
+            "learning_rate": 1e-4,
+            "warmup_steps": 5000,
+            "lr_schedule": "constant",
+        },
+    ),
+}
+
+
+def _round_up(value: int, factor: int) -> int:
+    return max(factor, (value + factor - 1) // factor * factor)
+
+
+def choose_preset(image_size: tuple[int, int], device_type: str) -> str:
+    """Name of the preset for `--preset auto`: the largest that suits the images and trains in reasonable time on the device."""
+    longest = max(image_size)
+    if device_type == "cpu":
+        return "tiny"
+    if longest <= 24:
+        return "sprites"
+    return "cifar10" if longest <= 48 and all(side % 8 == 0 for side in image_size) else ("sprites" if longest <= 48 else "imagenet64")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass `config` as a JSON-ready dictionary (tuples as lists)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Rebuild a config dataclass from `to_dict`'s dictionary.
+
+    Raises: ValueError naming a key that is unknown or missing, so that a file of another version is not half-read.
+    """
+    nested = {"network": UNetConfig, "diffusion": DiffusionConfig, "training": TrainingConfig, "data": DataConfig}
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    _require(isinstance(values, Mapping), f"{where or 'config'} is not an object of named values")
+    for key in values:
+        _require(key in fields, f"unknown key {key!r} in {where or kind.__name__}")
+    arguments: dict[str, Any] = {}
+    for name, spec in fields.items():
+        if name not in values:
+            optional = spec.default is not dataclasses.MISSING or spec.default_factory is not dataclasses.MISSING
+            _require(optional, f"key {name!r} is missing in {where or kind.__name__}")
+            continue
+        value = values[name]
+        if kind is RunConfig:
+            value = from_dict(nested[name], value, name)
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)

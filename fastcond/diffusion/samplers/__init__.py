@@ -1,0 +1,14 @@
+"""Samplers: pure functions (schedule, steps, *, prediction, clip, spacing, ...) -> StepTable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from fastcond.diffusion.samplers.ddim import ddim
+from fastcond.diffusion.samplers.ddpm import ddpm
+from fastcond.diffusion.step_table import StepTable
+
+SAMPLERS: Mapping[str, Callable[..., StepTable]] = MappingProxyType({"ddpm": ddpm, "ddim": ddim})
+
+__all__ = ["SAMPLERS", "ddim", "ddpm"]

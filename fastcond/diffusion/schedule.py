@@ -1,0 +1,93 @@
+"""Noise schedules: alphas_cumprod of q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I), in fp64."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastcond.config import DiffusionConfig
+
+_LARGEST_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: beta is clipped so that no step destroys everything
+_SIGNAL_LEFT = 1e-3  # above it the last timestep is not noise enough for sampling to start there
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """alphas_cumprod: float64 [T] on the CPU, decreasing, in [0, 1]; entry t belongs to timestep t.
+
+    Raises: ValueError where alphas_cumprod is not such a vector.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __post_init__(self) -> None:
+        a = self.alphas_cumprod
+        if a.dtype != torch.float64 or a.dim() != 1 or len(a) < 1:
+            raise ValueError(f"alphas_cumprod is {a.dtype} {list(a.shape)}; float64 [T] is needed")
+        if not bool(((a >= 0) & (a <= 1)).all()) or not bool((a[1:] < a[:-1]).all()):
+            raise ValueError("alphas_cumprod must fall strictly from timestep to timestep and stay in [0, 1]")
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return len(self.alphas_cumprod)
+
+    def signal_to_noise(self) -> Tensor:
+        """a_t / (1 - a_t), float64 [T]."""
+        return self.alphas_cumprod / (1 - self.alphas_cumprod)
+
+    @classmethod
+    def linear(cls, num_timesteps: int = 1000, *, rescale: bool = True) -> NoiseSchedule:
+        """Betas from 1e-4 to 0.02 (Ho et al. 2020, section 4); `rescale` multiplies them by 1000/T, so that any T ends in noise.
+
+        Source of the rescaling: Dhariwal & Nichol 2021. Warns where the last timestep still holds signal.
+        """
+        factor = 1000 / num_timesteps if rescale else 1.0
+        betas = torch.linspace(1e-4 * factor, 0.02 * factor, num_timesteps, dtype=torch.float64)
+        return cls._from_betas(betas.clamp(max=_LARGEST_BETA))
+
+    @classmethod
+    def cosine(cls, num_timesteps: int = 1000) -> NoiseSchedule:
+        """a(t) = f(t)/f(0), f(t) = cos^2((t/T + 0.008)/1.008 pi/2) (Nichol & Dhariwal 2021, eq. 17), betas clipped at 0.999."""
+
+        def f(t: int) -> float:
+            return math.cos((t / num_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        betas = [min(1 - f(t + 1) / f(t), _LARGEST_BETA) for t in range(num_timesteps)]
+        return cls._from_betas(torch.tensor(betas, dtype=torch.float64))
+
+    @classmethod
+    def from_config(cls, config: DiffusionConfig) -> NoiseSchedule:
+        """The schedule that a `DiffusionConfig` describes."""
+        if config.schedule == "linear":
+            with warnings.catch_warnings():
+                if config.zero_terminal_snr:
+                    warnings.simplefilter("ignore")  # what is left at the end is about to be removed
+                schedule = cls.linear(config.num_timesteps, rescale=config.rescale_linear_betas)
+        else:
+            schedule = cls.cosine(config.num_timesteps)
+        return schedule.rescaled_to_zero_terminal_snr() if config.zero_terminal_snr else schedule
+
+    def rescaled_to_zero_terminal_snr(self) -> NoiseSchedule:
+        """Shift and scale sqrt(a) so that the first value stays and the last is 0 (Lin et al. 2024, algorithm 1)."""
+        if self.num_timesteps < 2:
+            raise ValueError("a schedule of one timestep cannot be rescaled to zero terminal SNR; use more timesteps")
+        root = self.alphas_cumprod.sqrt()
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        return NoiseSchedule(root.square())
+
+    @classmethod
+    def _from_betas(cls, betas: Tensor) -> NoiseSchedule:
+        schedule = cls(torch.cumprod(1 - betas, dim=0))
+        left = float(schedule.alphas_cumprod[-1])
+        if left > _SIGNAL_LEFT:
+            warnings.warn(
+                f"the last of {len(betas)} timesteps keeps alphas_cumprod = {left:.3g}, a signal that sampling from pure noise "
+                "lacks; use more timesteps, the 1000/T rescale or a zero-terminal-SNR schedule",
+                stacklevel=3,
+            )
+        return schedule

@@ -1,0 +1,174 @@
+"""How a sample is made: StepTable, then network and diffusion_step row by row, then uint8 images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, guidance_per_row
+from fastcond.nn import ConditionalUNet
+from fastcond.ops import diffusion_step, philox_normal
+from fastcond.ops.philox import INITIAL_NOISE
+
+DEFAULT_BATCH_SIZE = 64
+
+OnStep = Callable[[int, int, Tensor], None]
+
+
+def generate(
+    model: ConditionalUNet,
+    labels: Sequence[int] | np.ndarray | Tensor,
+    *,
+    guidance: float | Sequence[float] = 1.0,
+    sampler: str | Callable[..., StepTable] | StepTable = "ddpm",
+    steps: int = 100,
+    seed: int = 0,
+    indices: Sequence[int] | np.ndarray | None = None,
+    batch_size: int | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """Draw one image a label.
+
+    Args:
+        model: the denoiser; it runs where its parameters are, in eval mode, and is left as it was.
+        labels: N integers in 0 .. K; K is the null label, "any class".
+        guidance: w in u + w (c - u), one number or one an image; 1 is off.
+        sampler: "ddpm" or "ddim"; a function (schedule, steps, prediction=...) -> StepTable; or a StepTable, which has its own steps.
+        steps: rows of the sampler's table, 1 .. T.
+        seed, indices: the noise of image i is a function of (seed, indices[i]) alone, whatever the batch and the other labels are.
+            seed and indices lie in [0, 2^32); indices default to 0 .. N-1.
+        batch_size: images at a time; the result does not depend on it but for float rounding. Default 64.
+        guidance_interval: (start, stop) as fractions of the run in which guidance acts; outside, only the conditional half is computed.
+        on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32 [B, C, H, W]).
+    Returns: uint8 [N, H, W, C].
+    Raises: ValueError naming the argument that does not fit and what was found.
+    Source: Ho et al. 2020 algorithm 2; Ho & Salimans 2022 eq. 6.
+    """
+    config = model.config
+    if config.in_channels != config.out_channels:
+        raise ValueError(f"the network maps {config.in_channels} to {config.out_channels} channels; sampling needs equal numbers")
+    label = _integers("labels", labels, config.null_label)
+    count = len(label)
+    index = np.arange(count) if indices is None else _integers("indices", indices, 2**32 - 1)
+    if len(index) != count:
+        raise ValueError(f"there are {len(index)} indices for {count} labels; give one each")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must lie in [0, 2^32)")
+    scales = np.asarray(guidance, dtype=np.float32)
+    if scales.shape not in ((), (count,)):
+        raise ValueError(f"guidance has shape {list(scales.shape)}; give one number or {count}, one a label")
+    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    if batch_size < 1:
+        raise ValueError(f"batch size is {batch_size}; it must be at least 1")
+
+    device = next(model.parameters()).device
+    table = step_table(model, sampler, steps).to(device)
+    # Rows where even an image of scale 2 would be unguided need no unconditional half at all.
+    inside = [w != 1.0 for w in guidance_per_row(2.0, table.num_rows, guidance_interval)]
+    if not np.isfinite(scales).all():
+        raise ValueError(f"guidance is {guidance}; it must be finite (1 is off)")
+    scales = np.broadcast_to(scales, (count,))
+    images = np.empty((count, *config.image_size, config.out_channels), dtype=np.uint8)
+    with torch.no_grad(), _evaluating(model):
+        for first in range(0, count, batch_size):
+            part = slice(first, first + batch_size)
+            guided = bool((scales[part] != 1.0).any())
+            x_0 = _sample_batch(
+                model,
+                table,
+                label=torch.from_numpy(label[part]).to(device),
+                seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
+                guidance=torch.tensor(scales[part], device=device),
+                guided_rows=[guided and row_inside for row_inside in inside],
+                on_step=None if on_step is None else lambda row, x_0, first=first: on_step(row, first, x_0),  # type: ignore[misc]
+            )
+            images[part] = to_uint8(x_0)
+    return images
+
+
+def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] | StepTable, steps: int) -> StepTable:
+    """The table that `generate` executes for this model, on the CPU."""
+    if isinstance(sampler, StepTable):
+        return sampler
+    if isinstance(sampler, str):
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+        sampler = SAMPLERS[sampler]
+    return sampler(NoiseSchedule.from_config(model.diffusion), steps, prediction=model.diffusion.prediction)
+
+
+def to_uint8(x_0: Tensor) -> np.ndarray:
+    """[B, C, H, W] in [-1, 1] (clamped) -> uint8 [B, H, W, C], rounded."""
+    return ((x_0 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _sample_batch(
+    model: ConditionalUNet,
+    table: StepTable,
+    *,
+    label: Tensor,
+    seeds: Tensor,
+    guidance: Tensor,
+    guided_rows: list[bool],
+    on_step: Callable[[int, Tensor], None] | None,
+) -> Tensor:
+    """Run all rows for one batch. Returns the last x, float32 [B, C, H, W]."""
+    batch, shape = len(label), (model.config.in_channels, *model.config.image_size)
+    # Both halves of the guided batch live in one buffer, which every step fills anew; x is its first half.
+    buffer = torch.empty((2 * batch, *shape), device=label.device, memory_format=torch.channels_last)
+    x = buffer[:batch]
+    buffer.copy_(philox_normal(seeds, shape, stream=INITIAL_NOISE).repeat(2, 1, 1, 1))
+    x_0 = torch.zeros_like(x)
+    both_labels = torch.cat([label, torch.full_like(label, model.config.null_label)])
+    rows = torch.arange(table.num_rows, device=label.device)
+    for row, guided in enumerate(guided_rows):
+        timestep = table.timesteps[row]
+        if guided:
+            out_cond, out_uncond = model(buffer, timestep.expand(2 * batch), both_labels).chunk(2)
+        else:
+            out_cond, out_uncond = model(x, timestep.expand(batch), label), None
+        diffusion_step(
+            x,
+            out_cond,
+            out_uncond,
+            table,
+            rows[row : row + 1],
+            seeds=seeds,
+            guidance=guidance,
+            history=x_0 if table.keeps_history else None,
+            out=buffer,
+            out_x_0=x_0,
+        )
+        if on_step is not None:
+            on_step(row, x_0)
+    return x
+
+
+@contextmanager
+def _evaluating(model: ConditionalUNet) -> Iterator[None]:
+    """Eval mode inside, the mode of before outside."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _integers(name: str, values: Sequence[int] | np.ndarray | Tensor, largest: int) -> np.ndarray:
+    """`values` as int64 [N], all in [0, largest]."""
+    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}; a list of integers is needed")
+    wrong = array[(array < 0) | (array > largest)]
+    if len(wrong):
+        raise ValueError(f"{name} holds {wrong[0]}; values lie in 0 to {largest}")
+    return array.astype(np.int64)

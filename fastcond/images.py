@@ -1,0 +1,66 @@
+"""Pictures of what a model drew: labelled grids, PNG files, GIFs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 2
+_PAPER, _INK = (255, 255, 255), (40, 40, 48)
+_SMALLEST_CELL = 64  # pixels; smaller images are enlarged by a whole factor so that a person can see them
+_FONT_SIZE = 15
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """uint8 [H, W, C] as a Pillow image. C is 1 (gray), 3 (RGB) or 4 (RGBA); of any other number the first channel is shown."""
+    channels = image.shape[2]
+    return Image.fromarray(image if channels in (3, 4) else image[:, :, 0])
+
+
+def image_grid(images: np.ndarray, columns: int, row_names: Sequence[str] | None = None) -> Image.Image:
+    """Lay images out row by row, small ones enlarged without smoothing.
+
+    Args: images: uint8 [N, H, W, C]. columns: images a row. row_names: one name a row, written at its left.
+    Returns: an RGB picture.
+    """
+    count, height, width = images.shape[:3]
+    rows = max(1, (count + columns - 1) // columns)
+    factor = max(1, -(-_SMALLEST_CELL // max(height, width)))
+    cell_height, cell_width = height * factor + _GAP, width * factor + _GAP
+    font = ImageFont.load_default(_FONT_SIZE)
+    names = list(row_names or [])
+    margin = max((int(font.getlength(name)) for name in names), default=-2 * _GAP) + 4 * _GAP if names else _GAP
+    picture = Image.new("RGB", (margin + columns * cell_width, _GAP + rows * cell_height), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    for row, name in enumerate(names[:rows]):
+        middle = _GAP + row * cell_height + (cell_height - _GAP) // 2
+        draw.text((margin - 2 * _GAP, middle), name, fill=_INK, font=font, anchor="rm")
+    for i, image in enumerate(images):
+        tile = to_picture(image).convert("RGB").resize((width * factor, height * factor), Image.Resampling.NEAREST)
+        picture.paste(tile, (margin + i % columns * cell_width, _GAP + i // columns * cell_height))
+    return picture
+
+
+def write_png(picture: Image.Image, path: Path) -> None:
+    """Write a PNG whole: under another name first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        picture.save(partial, format="PNG")
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 60, last_ms: int = 2000) -> None:
+    """Write an endless GIF that rests on its last frame."""
+    durations = [frame_ms] * (len(frames) - 1) + [last_ms]
+    # One palette for all frames, from the last one's colours: a palette a frame would flicker.
+    palette = frames[-1].quantize(256)
+    paletted = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    paletted[0].save(path, format="GIF", save_all=True, append_images=paletted[1:], duration=durations, loop=0)

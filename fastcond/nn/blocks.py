@@ -1,0 +1,186 @@
+"""The blocks of the U-Net: norms, residual block, self-attention, down- and up-sampling. Parameter names are diffusers'."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastcond.config import UNetConfig
+from fastcond.ops import ada_group_norm
+
+
+class FusedGroupNorm(nn.Module):
+    """GroupNorm with learned weight and bias, then an optional conditioned scale and shift, then an optional SiLU.
+
+    x [B, C, *] -> same shape, dtype and memory format. Its state_dict is that of nn.GroupNorm.
+    """
+
+    def __init__(
+        self, num_groups: int, num_channels: int, eps: float = 1e-5, activation: Literal["silu"] | None = None
+    ) -> None:
+        super().__init__()
+        self.num_groups, self.eps, self.activation = num_groups, eps, activation
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return ada_group_norm(
+            x,
+            scale,
+            shift,
+            self.num_groups,
+            weight=self.weight,
+            bias=self.bias,
+            eps=self.eps,
+            activation=self.activation,
+        )
+
+
+class AdaGroupNorm(nn.Module):
+    """Adaptive group norm: GroupNorm without affine parameters, scale and shift from one Linear of the embedding.
+
+    y = act(xh (1 + scale) + shift), (scale, shift) = chunk(linear(emb), 2). The Linear starts at zero, so a new layer is a
+    plain group norm. x [B, C, *], emb [B, D] -> x's shape, dtype and memory format.
+    Source: Dhariwal & Nichol 2021, section 3.1; state_dict of diffusers' AdaGroupNorm.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_channels: int,
+        num_groups: int = 32,
+        eps: float = 1e-5,
+        activation: Literal["silu"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_groups, self.eps, self.activation = num_groups, eps, activation
+        self.linear = nn.Linear(embedding_dim, 2 * num_channels)
+        _zero(self.linear)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.linear(emb).chunk(2, dim=1)
+        return ada_group_norm(x, scale, shift, self.num_groups, eps=self.eps, activation=self.activation)
+
+
+class ResnetBlock(nn.Module):
+    """Residual block: norm, SiLU, (resample), conv3x3, conditioned norm, SiLU, dropout, conv3x3, plus the input.
+
+    x [B, C_in, H, W], emb [B, D] -> [B, C_out, H', W'], where H', W' are H, W, half or twice of them by `resampling`.
+    Conditioning by `config.conditioning`: "adagn" both norms from the embedding, no affine parameters; "scale_shift" the second
+    norm, affine and then modulated by Linear(SiLU(emb)); "bias" Linear(SiLU(emb)) added before the second norm.
+    Source: Ho et al. 2020 appendix B ("bias"); Dhariwal & Nichol 2021 sections 3.1 and A ("scale_shift", resampling inside).
+    """
+
+    def __init__(
+        self, config: UNetConfig, in_channels: int, out_channels: int, resampling: Literal["down", "up"] | None = None
+    ) -> None:
+        super().__init__()
+        groups, eps, dim = config.norm_num_groups, config.norm_eps, config.embedding_dim
+        self.conditioning, self.resampling = config.conditioning, resampling
+        self.norm1: nn.Module
+        self.norm2: nn.Module
+        if self.conditioning == "adagn":
+            self.norm1 = AdaGroupNorm(dim, in_channels, groups, eps, "silu")
+            self.norm2 = AdaGroupNorm(dim, out_channels, groups, eps, "silu")
+        else:
+            self.norm1 = FusedGroupNorm(groups, in_channels, eps, "silu")
+            self.norm2 = FusedGroupNorm(groups, out_channels, eps, "silu")
+            parts = 2 if self.conditioning == "scale_shift" else 1
+            self.time_emb_proj = nn.Linear(dim, parts * out_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        _zero(self.conv2)  # a new block is the identity: Dhariwal & Nichol's zero_module
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.norm1(x, emb) if self.conditioning == "adagn" else self.norm1(x)
+        h, x = _resample(h, self.resampling), _resample(x, self.resampling)
+        h = self.conv1(h)
+        if self.conditioning == "adagn":
+            h = self.norm2(h, emb)
+        else:
+            projected = self.time_emb_proj(F.silu(emb))
+            if self.conditioning == "scale_shift":
+                h = self.norm2(h, *projected.chunk(2, dim=1))
+            else:
+                h = self.norm2(h + projected[:, :, None, None].to(h.dtype))
+        h = self.conv2(self.dropout(h))
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the H W positions, with the input added. x [B, C, H, W] -> same shape.
+
+    Source: Vaswani et al. 2017, eq. 1; Dhariwal & Nichol 2021, section 3.
+    """
+
+    def __init__(self, config: UNetConfig, channels: int) -> None:
+        super().__init__()
+        self.heads = channels // config.attention_head_dim
+        self.group_norm = FusedGroupNorm(config.norm_num_groups, channels, config.norm_eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        _zero(self.to_out[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        # [B, HW, C] is a view of a channels_last map; one copy otherwise.
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        q, k, v = (
+            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.to_q, self.to_k, self.to_v)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))
+        return x + out
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution. [B, C, H, W] -> [B, C, H/2, W/2]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a convolution. [B, C, H, W] -> [B, C, 2H, 2W]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(_resample(x, "up"))
+
+
+def make_downsampler(config: UNetConfig, channels: int) -> nn.Module:
+    """The module between two levels on the way down: (x, emb) -> half the size."""
+    return ResnetBlock(config, channels, channels, "down") if config.resample == "resnet" else Downsample(channels)
+
+
+def make_upsampler(config: UNetConfig, channels: int) -> nn.Module:
+    """The module between two levels on the way up: (x, emb) -> twice the size."""
+    return ResnetBlock(config, channels, channels, "up") if config.resample == "resnet" else Upsample(channels)
+
+
+def _resample(x: Tensor, how: str | None) -> Tensor:
+    if how == "down":
+        return F.avg_pool2d(x, 2)
+    if how == "up":
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return x
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

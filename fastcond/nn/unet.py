@@ -1,0 +1,151 @@
+"""The class-conditional U-Net: (x_t, timestep, label) -> output, with diffusers' parameter names.
+
+| conditioning  | what a block does                                                       | the same as                             |
+|---------------|-------------------------------------------------------------------------|-----------------------------------------|
+| `adagn`       | both norms: GroupNorm without affine, scale and shift from Linear(emb)   | the AdaGN block of the course chapter   |
+| `scale_shift` | norm2 affine, then modulated by Linear(SiLU(emb))                        | ADM; diffusers UNet2DModel scale_shift  |
+| `bias`        | Linear(SiLU(emb)) added before norm2                                     | DDPM; diffusers UNet2DModel default     |
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastcond.config import DiffusionConfig, UNetConfig
+from fastcond.nn.blocks import FusedGroupNorm, ResnetBlock, SelfAttention, make_downsampler, make_upsampler
+from fastcond.nn.embeddings import EmbeddingMLP, sinusoidal_embedding
+
+
+class DownBlock(nn.Module):
+    """`layers` residual blocks, each with attention where asked, then a downsampler but on the last level."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: int) -> None:
+        super().__init__()
+        out_channels, layers = config.block_out_channels[level], config.layers_per_block
+        self.resnets = nn.ModuleList(
+            ResnetBlock(config, in_channels if j == 0 else out_channels, out_channels) for j in range(layers)
+        )
+        if config.has_attention(level):
+            self.attentions = nn.ModuleList(SelfAttention(config, out_channels) for _ in range(layers))
+        if level < len(config.block_out_channels) - 1:
+            self.downsamplers = nn.ModuleList([make_downsampler(config, out_channels)])
+
+    def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Every intermediate map, the last the block's output; all are skips."""
+        maps = []
+        attentions = getattr(self, "attentions", [None] * len(self.resnets))
+        for resnet, attention in zip(self.resnets, attentions, strict=True):
+            x = resnet(x, emb)
+            x = x if attention is None else attention(x)
+            maps.append(x)
+        for downsampler in getattr(self, "downsamplers", []):
+            x = downsampler(x, emb)
+            maps.append(x)
+        return maps
+
+
+class MidBlock(nn.Module):
+    """Residual block, self-attention, residual block, at the coarsest level."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        channels = config.block_out_channels[-1]
+        self.attentions = nn.ModuleList([SelfAttention(config, channels)])
+        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels) for _ in range(2))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, emb)), emb)
+
+
+class UpBlock(nn.Module):
+    """One residual block for each of the level's skips, then an upsampler but on the finest level."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: int, skip_channels: list[int]) -> None:
+        super().__init__()
+        out_channels = config.block_out_channels[level]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(config, (in_channels if j == 0 else out_channels) + skip, out_channels)
+            for j, skip in enumerate(skip_channels)
+        )
+        if config.has_attention(level):
+            self.attentions = nn.ModuleList(SelfAttention(config, out_channels) for _ in skip_channels)
+        if level > 0:
+            self.upsamplers = nn.ModuleList([make_upsampler(config, out_channels)])
+
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """Consumes the last `layers_per_block + 1` of skips."""
+        attentions = getattr(self, "attentions", [None] * len(self.resnets))
+        for resnet, attention in zip(self.resnets, attentions, strict=True):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), emb)
+            x = x if attention is None else attention(x)
+        for upsampler in getattr(self, "upsamplers", []):
+            x = upsampler(x, emb)
+        return x
+
+
+class ConditionalUNet(nn.Module):
+    """The class-conditional denoiser.
+
+    Args:
+        config: shape of the network.
+        diffusion: what its output means (schedule and prediction); carried along for samplers, not used in forward.
+
+    The class-embedding table has K + 1 rows; row K belongs to the null label (Ho & Salimans 2022). emb = MLP(sinusoidal(t)) + row.
+    Its state_dict is the file format; the names are those of diffusers' UNet2DModel (AdaGN's Linear is `norm{1,2}.linear`).
+    """
+
+    def __init__(self, config: UNetConfig, diffusion: DiffusionConfig | None = None) -> None:
+        super().__init__()
+        self.config, self.diffusion = config, diffusion or DiffusionConfig()
+        channels, dim = config.block_out_channels, config.embedding_dim
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = EmbeddingMLP(channels[0], dim)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, dim)
+        self.class_projection = EmbeddingMLP(dim, dim) if config.class_embedding_mlp else None
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        skip_channels = [channels[0]]
+        for level in range(len(channels)):
+            self.down_blocks.append(DownBlock(config, level, channels[max(level - 1, 0)]))
+            has_downsampler = level < len(channels) - 1
+            skip_channels += [channels[level]] * (config.layers_per_block + has_downsampler)
+        self.mid_block = MidBlock(config)
+        for level in reversed(range(len(channels))):
+            below = channels[min(level + 1, len(channels) - 1)]
+            taken = [skip_channels.pop() for _ in range(config.layers_per_block + 1)]
+            self.up_blocks.append(UpBlock(config, level, below, taken))
+        self.conv_norm_out = FusedGroupNorm(config.norm_num_groups, channels[0], config.norm_eps, "silu")
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def embed(self, timestep: Tensor, label: Tensor) -> Tensor:
+        """emb of the maths. timestep [B], integer or float; label int64 [B] in [0, K]. Returns [B, D] in the parameters' dtype."""
+        sinusoid = sinusoidal_embedding(timestep, self.config.block_out_channels[0])
+        class_emb = self.class_embedding(label)
+        if self.class_projection is not None:
+            class_emb = self.class_projection(class_emb)
+        return self.time_embedding(sinusoid.to(class_emb.dtype)) + class_emb
+
+    def forward(self, x_t: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+        """Predict eps, v or x_0 (by `diffusion.prediction`).
+
+        Args:
+            x_t: float [B, C, H, W], in [-1, 1] plus noise, contiguous or channels_last; H, W as in the config or any other size
+                that the levels divide.
+            timestep: [B], 0 .. T-1, integer or float. label: int64 [B], 0 .. K-1, or K for no condition.
+        Returns: float [B, out_channels, H, W].
+        Raises: ValueError for a size that the levels do not divide.
+        """
+        factor = 2 ** (len(self.down_blocks) - 1)
+        if x_t.shape[2] % factor or x_t.shape[3] % factor:
+            found = f"{x_t.shape[2]}x{x_t.shape[3]}"
+            raise ValueError(f"x_t is {found}; {len(self.down_blocks)} levels need multiples of {factor} in both directions")
+        emb = self.embed(timestep, label)
+        x = self.conv_in(x_t)
+        skips = [x]
+        for block in self.down_blocks:
+            skips += block(skips[-1], emb)
+        x = self.mid_block(skips[-1], emb)
+        for block in self.up_blocks:
+            x = block(x, skips, emb)
+        return self.conv_out(self.conv_norm_out(x))

@@ -1,0 +1,7 @@
+"""The ops that the hardware executes: each is declared once with its reference, and a kernel per device stands beside it."""
+
+from fastcond.ops.ada_group_norm import ada_group_norm
+from fastcond.ops.diffusion_step import diffusion_step
+from fastcond.ops.philox import philox_bits, philox_normal
+
+__all__ = ["ada_group_norm", "diffusion_step", "philox_bits", "philox_normal"]

@@ -1,0 +1,129 @@
+"""AdaGN in plain PyTorch: the definition of correct, for every device and float dtype.
+
+    xh = (x - mean) rstd,   n = weight xh + bias,   u = n (1 + scale) + shift,   y = act(u)
+
+Letters as in the maths: b image, g group, c channel; M = (C/G) HW elements a group. All arithmetic is fp32 (fp64 for fp64 inputs).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GROUP = (2, 3, 4)  # the axes of a group in [B, G, C/G, H, rest]
+
+
+def forward(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (y like x, mean [B, G], rstd [B, G]); mean and rstd are fp32, fp64 for an fp64 x."""
+    x5 = _grouped(x, num_groups)
+    # The mean is taken of the distance to one element of the group: exactly 0 for a constant group, and no digits are lost
+    # where the values are large beside their spread.
+    pivot = x5[:, :, :1, :1, :1]
+    centred = x5 - pivot
+    mean_distance = centred.mean(dim=_GROUP, keepdim=True)
+    centred.sub_(mean_distance)
+    variance = centred.square().mean(dim=_GROUP, keepdim=True)
+    rstd = torch.rsqrt(variance + eps)
+    gain, offset = _gain_and_offset(x5, scale, shift, weight, bias)
+    u = _apply(centred.mul_(rstd), gain, offset)
+    y = torch.nn.functional.silu(u, inplace=True) if silu else u
+    return _ungrouped(y, x), (pivot + mean_distance).flatten(1), rstd.flatten(1)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    silu: bool,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, scale, shift, weight, bias; an empty tensor stands where `needed` is False.
+
+    A[b,c] = sum_hw du xh and B[b,c] = sum_hw du are the only reductions over HW; every gradient follows from them.
+    """
+    batch, channels = x.shape[:2]
+    x5, du = _grouped(x, num_groups), _grouped(dy, num_groups)
+    centred = x5 - mean.reshape(batch, num_groups, 1, 1, 1)
+    # The saved mean is rounded to its dtype; what the rounding left is removed here.
+    centred.sub_(centred.mean(dim=_GROUP, keepdim=True))
+    rstd = rstd.reshape(batch, num_groups, 1, 1, 1)
+    xh = centred.mul_(rstd)
+    gain, offset = _gain_and_offset(x5, scale, shift, weight, bias)
+    if silu:
+        u = _apply(xh.clone(), gain, offset)
+        du = torch.ops.aten.silu_backward(du, u)
+    A = (du * xh).sum(dim=(3, 4), keepdim=True)
+    B = du.sum(dim=(3, 4), keepdim=True)
+    dx, dscale, dshift, dweight, dbias = (x.new_empty(0) for _ in range(5))
+    if needed[0]:
+        per_group = x5[0, 0].numel()
+        wA, wB = (A, B) if gain is None else (gain * A, gain * B)
+        m1 = wA.sum(dim=2, keepdim=True) / per_group
+        m2 = wB.sum(dim=2, keepdim=True) / per_group
+        wdu = du if gain is None else gain * du
+        dx = _ungrouped((wdu - m2).sub_(xh.mul_(m1)).mul_(rstd), x)
+    A, B = A.reshape(batch, channels), B.reshape(batch, channels)
+    one_plus_scale = 1 if scale is None else 1 + scale.to(A.dtype)
+    if needed[1] and scale is not None:
+        dscale = A if weight is None else weight.to(A.dtype) * A
+        dscale = (dscale if bias is None else dscale + bias.to(A.dtype) * B).to(scale.dtype)
+    if needed[2] and shift is not None:
+        dshift = B.to(shift.dtype, copy=True)
+    if needed[3] and weight is not None:
+        dweight = (one_plus_scale * A).sum(dim=0).to(weight.dtype)
+    if needed[4] and bias is not None:
+        dbias = (one_plus_scale * B).sum(dim=0).to(bias.dtype)
+    return dx, dscale, dshift, dweight, dbias
+
+
+def _apply(xh: Tensor, gain: Tensor | None, offset: Tensor | None) -> Tensor:
+    """u = gain xh + offset, in place of xh."""
+    u = xh if gain is None else xh.mul_(gain)
+    return u if offset is None else u.add_(offset)
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """fp64 for fp64, else fp32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _grouped(x: Tensor, num_groups: int) -> Tensor:
+    """[B, C, *] as [B, G, C/G, 1 or H, rest] in the arithmetic's dtype: a view of either memory format where no cast is due."""
+    batch, channels = x.shape[:2]
+    x4 = x.unsqueeze(-1).unsqueeze(-1) if x.dim() == 2 else x.unsqueeze(-1) if x.dim() == 3 else x.flatten(3)
+    return x4.unflatten(1, (num_groups, channels // num_groups)).to(statistics_dtype(x))
+
+
+def _ungrouped(y5: Tensor, x: Tensor) -> Tensor:
+    """Undo `_grouped`: shape, dtype and strides of x."""
+    y = y5.flatten(1, 2).reshape(x.shape).to(x.dtype)
+    return y if y.stride() == x.stride() else torch.empty_like(x).copy_(y)
+
+
+def _gain_and_offset(
+    x5: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """w = weight (1 + scale) and bias (1 + scale) + shift, each [B or 1, G, C/G, 1, 1] or None, so that u = w xh + offset."""
+
+    def shaped(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(x5.dtype).reshape(-1, x5.shape[1], x5.shape[2], 1, 1)
+
+    scale, shift, weight, bias = shaped(scale), shaped(shift), shaped(weight), shaped(bias)
+    gain = weight if scale is None else 1 + scale if weight is None else weight * (1 + scale)
+    offset = bias if bias is None or scale is None else bias * (1 + scale)
+    return gain, shift if offset is None else offset if shift is None else offset + shift

@@ -1,0 +1,24 @@
+"""The compiled library `fastcond._native`, or None where it was not built.
+
+Kernels read `native.native` at each call, so a test may set it to None and compare the two paths in one process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch  # noqa: F401  (first: the library then shares the OpenMP runtime that torch has loaded)
+
+
+def _load() -> Any | None:
+    """Import the library. Not built gives None; built but broken raises ImportError, which must not pass unseen."""
+    try:
+        return importlib.import_module("fastcond._native")
+    except ModuleNotFoundError as error:
+        if error.name != "fastcond._native":
+            raise
+        return None
+
+
+native: Any | None = _load()

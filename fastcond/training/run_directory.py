@@ -1,0 +1,247 @@
+"""A run on disk: config.json, class_labels.json, metrics.jsonl, samples/ and checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fastcond.config import RunConfig, from_dict, to_dict
+from fastcond.nn import ConditionalUNet
+
+FORMAT_VERSION = 1
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run: `model` (the EMA weights, eval mode), what it was configured with, its class names, and its step."""
+
+    model: ConditionalUNet
+    config: RunConfig
+    class_names: tuple[str, ...]
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: named tensors a file ("model", "ema", "optimizer") and the state of the loop."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+
+
+class RunDirectory:
+    """Reads and writes one run's folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.samples_path = self.path / "samples"
+        self.checkpoints_path = self.path / "checkpoints"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "config.json").exists()
+
+    def create(self, config: RunConfig, class_names: Sequence[str]) -> None:
+        """Begin a run. Raises FileExistsError where the folder holds anything already."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise FileExistsError(
+                f"{self.path} already exists and is not empty; continue the run in it with --resume, or choose another --out"
+            )
+        self.samples_path.mkdir(parents=True)
+        self.checkpoints_path.mkdir()
+        labels = {
+            "label2id": {name: index for index, name in enumerate(class_names)},
+            "null_class_id": config.network.null_label,
+        }
+        _write_whole(self.path / "class_labels.json", _json(labels))
+        # Last, since a folder with a config is a run.
+        _write_whole(self.path / "config.json", _json({"format_version": FORMAT_VERSION, **to_dict(config)}))
+
+    def read_config(self) -> RunConfig:
+        """Raises FileNotFoundError where there is no run, ValueError for a config of another version or a broken one."""
+        if not self.exists():
+            raise FileNotFoundError(
+                f"there is no run in {self.path}; make one with: python -m fastcond.train --out {self.path}"
+            )
+        values = _read_json(self.path / "config.json")
+        _require_version(values, self.path / "config.json")
+        try:
+            return from_dict(RunConfig, {key: value for key, value in values.items() if key != "format_version"})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.path / 'config.json'}: {error}") from error
+
+    def update_config(self, config: RunConfig) -> None:
+        """Replace the config of a run that goes on with another budget."""
+        _write_whole(self.path / "config.json", _json({"format_version": FORMAT_VERSION, **to_dict(config)}))
+
+    def read_class_names(self) -> tuple[str, ...]:
+        """The names by label."""
+        path = self.path / "class_labels.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; the run's folder is not whole")
+        label_of = _read_json(path).get("label2id")
+        if not isinstance(label_of, dict) or sorted(label_of.values()) != list(range(len(label_of))):
+            raise ValueError(f"{path} does not number its classes 0 to K-1 in label2id")
+        return tuple(sorted(label_of, key=lambda name: label_of[name]))
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, in order."""
+        if not self.checkpoints_path.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self.checkpoints_path.iterdir() if entry.name.isdecimal())
+
+    def write_checkpoint(self, step: int, checkpoint: Checkpoint, keep: int) -> Path:
+        """Write a checkpoint, then remove all but the last `keep`.
+
+        It is written under another name, flushed, and renamed: whatever happens, a checkpoint with its right name is whole and
+        the ones before it are untouched. Raises OSError where the disk does not take it.
+        """
+        final = self.checkpoints_path / f"{step:08d}"
+        if final.exists():
+            return final
+        partial = self.checkpoints_path / f"{_PARTIAL}-{step:08d}"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            sums = {}
+            for name, tensors in checkpoint.tensors.items():
+                file = f"{name}.safetensors"
+                content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+                sums[file] = hashlib.sha256(content).hexdigest()
+                _write_flushed(partial / file, content)
+            state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": sums}
+            _write_flushed(partial / "state.json", _json(state))
+            _flush_folder(partial)
+            partial.rename(final)
+            _flush_folder(self.checkpoints_path)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            steps = self.checkpoint_steps()
+            kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was written before"
+            reason = error.strerror or str(error)
+            raise OSError(f"could not write checkpoint {final}: {reason}; {kept}; make room, then go on with --resume") from error
+        for old in self.checkpoint_steps()[:-keep]:
+            shutil.rmtree(self.checkpoints_path / f"{old:08d}")
+        return final
+
+    def read_checkpoint(self, step: int | None = None, files: Sequence[str] = ("model", "ema", "optimizer")) -> Checkpoint:
+        """Read the checkpoint of `step`, by default the last.
+
+        Raises: FileNotFoundError where there is none; ValueError for another version, or a file that is missing, truncated or
+        altered (its sha256 sum is not the one in state.json).
+        """
+        steps = self.checkpoint_steps()
+        if not steps:
+            raise FileNotFoundError(f"{self.path} has no checkpoint yet; train it with: {self.resume_command()}")
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"{self.path} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        folder = self.checkpoints_path / f"{steps[-1] if step is None else step:08d}"
+        state = _read_json(folder / "state.json")
+        _require_version(state, folder / "state.json")
+        sums = state.get("sha256")
+        remedy = f"remove {folder} to go back to the checkpoint before" if len(steps) > 1 else "train the run again"
+        tensors = {}
+        for name in files:
+            path = folder / f"{name}.safetensors"
+            if not path.exists():
+                raise ValueError(f"{path} is missing; {remedy}")
+            content = path.read_bytes()
+            if not isinstance(sums, dict) or hashlib.sha256(content).hexdigest() != sums.get(path.name):
+                raise ValueError(f"{path} is damaged: its {len(content)} bytes do not have the sum in state.json; {remedy}")
+            try:
+                tensors[name] = safetensors.torch.load(content)
+            except SafetensorError as error:
+                raise ValueError(f"{path} is not a safetensors file ({error}); {remedy}") from error
+        return Checkpoint(tensors, state)
+
+    def remove_partial_checkpoints(self) -> None:
+        """Remove what a killed run left half-written."""
+        for entry in self.checkpoints_path.glob(f"{_PARTIAL}-*"):
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        return f"python -m fastcond.train --out {self.path} --resume"
+
+
+def load_run(path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> Run:
+    """Load a trained run for sampling.
+
+    Args: path: the run's folder. step: which checkpoint, by default the last. device: where the model goes.
+    Returns: a `Run`; its `model` has the EMA weights and is in eval mode.
+    Raises: FileNotFoundError where there is no run or no checkpoint, ValueError for files that are damaged or of another version.
+    """
+    directory = RunDirectory(path)
+    config = directory.read_config()
+    checkpoint = directory.read_checkpoint(step, files=("ema",))
+    # On "meta" no time goes into initial weights that the checkpoint replaces.
+    with torch.device("meta"):
+        model = ConditionalUNet(config.network, config.diffusion)
+    try:
+        model.load_state_dict(dict(checkpoint.tensors["ema"]), assign=True)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())
+        raise ValueError(f"the checkpoint in {directory.path} does not fit its config.json: {first}") from error
+    model = model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Run(model, config, directory.read_class_names(), int(checkpoint.state["step"]), directory.path)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ValueError(f"{path} is missing; the folder is not whole")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it or train again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, not an object; restore it or train again")
+    return values
+
+
+def _require_version(values: Mapping[str, Any], path: Path) -> None:
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {version}; this fastcond reads version {FORMAT_VERSION}; use the one that wrote it")
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by one that is whole."""
+    partial = path.with_name(_PARTIAL + path.name)
+    _write_flushed(partial, content)
+    partial.replace(path)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make a rename in the folder durable. Windows has no such call and needs none."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
