@@ -44,7 +44,7 @@ class UNetConfig:
         conditioning: how time and label enter a block: "adagn", "scale_shift" or "bias".
         norm_num_groups, norm_eps: of every group norm.
         dropout: probability, before the second convolution of a block.
-        resample: "conv" (stride-2 convolution; nearest + convolution) or "resnet" (a residual block that resamples, as in ADM).
+        resample: "conv" (stride 2; nearest and convolution) or "resnet" (a resampling residual block, as in ADM).
         class_embedding_mlp: a two-layer MLP after the class-embedding table.
     """
 
@@ -131,7 +131,7 @@ class DiffusionConfig:
         _require(self.num_timesteps >= 1, f"num_timesteps is {self.num_timesteps}; it must be at least 1")
         _require(
             not (self.zero_terminal_snr and self.prediction == "eps"),
-            "a zero-terminal-SNR schedule has a timestep of pure noise, from which eps says nothing about x_0; use prediction v or x_0",
+            "zero terminal SNR makes a timestep of pure noise, where eps says nothing about x_0; use prediction v or x_0",
         )
 
 
@@ -224,7 +224,13 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     # Minutes on a laptop's CPU, up to 32x32.
     "tiny": Preset(
-        network={"block_out_channels": (48, 96), "layers_per_block": 1, "attention_resolutions": (8, 4), "attention_head_dim": 24, "norm_num_groups": 8},
+        network={
+            "block_out_channels": (48, 96),
+            "layers_per_block": 1,
+            "attention_resolutions": (8, 4),
+            "attention_head_dim": 24,
+            "norm_num_groups": 8,
+        },
         training={"steps": 5_000, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 100},
     ),
     # The blog's and the sprite course's size: 16x16, about 6M parameters.
@@ -283,7 +289,9 @@ def choose_preset(image_size: tuple[int, int], device_type: str) -> str:
         return "tiny"
     if longest <= 24:
         return "sprites"
-    return "cifar10" if longest <= 48 and all(side % 8 == 0 for side in image_size) else ("sprites" if longest <= 48 else "imagenet64")
+    if longest <= 48:
+        return "cifar10" if all(side % 8 == 0 for side in image_size) else "sprites"
+    return "imagenet64"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -60,7 +60,11 @@ def write_png(picture: Image.Image, path: Path) -> None:
 def write_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 60, last_ms: int = 2000) -> None:
     """Write an endless GIF that rests on its last frame."""
     durations = [frame_ms] * (len(frames) - 1) + [last_ms]
-    # One palette for all frames, from the last one's colours: a palette a frame would flicker.
-    palette = frames[-1].quantize(256)
+    # One palette for all frames, from all of their colours: a palette a frame would flicker.
+    width, height = (max(1, extent // 4) for extent in frames[0].size)
+    colours = Image.new("RGB", (width, height * len(frames)))
+    for i, frame in enumerate(frames):
+        colours.paste(frame.resize((width, height), Image.Resampling.NEAREST), (0, i * height))
+    palette = colours.quantize(256)
     paletted = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     paletted[0].save(path, format="GIF", save_all=True, append_images=paletted[1:], duration=durations, loop=0)

@@ -27,9 +27,7 @@ _GIF_FRAMES = 50
 def build_parser() -> Parser:
     """The flags of the command line."""
     parser = Parser(prog="python -m fastcond.sample", description="Draw images of chosen labels from a trained run.")
-    parser.add_argument(
-        "--label", required=True, help="index, class name, comma list of them, 'all', or 'null' for no condition"
-    )
+    parser.add_argument("--label", required=True, help="index, class name, comma list of them, 'all', or 'null' for no condition")
     parser.add_argument("--cfg", type=number, default=1.0, metavar="W", help="guidance w in u + w(c-u); 1 is off (default 1)")
     parser.add_argument(
         "--cfg-interval",

@@ -68,21 +68,22 @@ _DATA = {"data": "source", "labels": "labels", "size": "size"}
 
 def build_parser() -> Parser:
     """The flags of the command line."""
-    parser = Parser(
-        prog="python -m fastcond.train", description="Train a class-conditional diffusion model on labelled images."
-    )
+    parser = Parser(prog="python -m fastcond.train", description="Train a class-conditional diffusion model on labelled images.")
     toggle = argparse.BooleanOptionalAction
     where = parser.add_argument_group("what and where")
     where.add_argument(
         "--data",
-        help="sprites or digits (built in), a folder with one folder a class, IMAGES.npy, .npz, IDX, CIFAR binary, .zip (default sprites)",
+        help="sprites or digits (built in), a folder with one folder a class, IMAGES.npy, .npz, IDX, CIFAR binary, .zip "
+        "(default sprites)",
     )
     where.add_argument("--labels", metavar="FILE", help="labels of IMAGES.npy: integers or one-hot")
     where.add_argument("--size", type=image_size, metavar="S|HxW", help="resize and crop the images to this size")
     where.add_argument("--out", metavar="DIR", help="folder of the run (default runs/NAME-OF-THE-DATA)")
     where.add_argument("--resume", action="store_true", help="go on with the run in --out; begin it where there is none")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    where.add_argument("--save-every", type=whole_number, metavar="S", help="steps between checkpoints (default every 10 minutes)")
+    where.add_argument(
+        "--save-every", type=whole_number, metavar="S", help="steps between checkpoints (default every 10 minutes)"
+    )
     where.add_argument("--sample-every", type=whole_number, metavar="S", help="steps between sample grids (default a few a run)")
     where.add_argument("--keep", type=whole_number, default=3, help="checkpoints to keep (default 3)")
     budget = parser.add_mutually_exclusive_group()
@@ -151,7 +152,9 @@ def resumed_config(options: argparse.Namespace, stored: RunConfig) -> RunConfig:
             given, kept = getattr(options, flag), getattr(getattr(stored, section), field)
             if given is not None and given != kept:
                 name = flag.replace("_", "-")
-                raise ValueError(f"--{name} {given} differs from the run's {kept}; a resumed run keeps its settings: leave it out")
+                raise ValueError(
+                    f"--{name} {given} differs from the run's {kept}; a resumed run keeps its settings: leave it out"
+                )
     if options.preset not in (None, "auto"):
         wanted = {**PRESETS[options.preset].network, **{field: getattr(stored.network, field) for field in _NETWORK.values()}}
         if any(getattr(stored.network, field) != value for field, value in wanted.items()):

@@ -46,9 +46,7 @@ def read_npz(path: Path) -> LabelledImages:
         raise _unreadable(path, error) from None
     if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
         raise ValueError(f"{path}: class_names are {names.dtype} of {names.ndim} dimensions; store a list of texts")
-    return label_images(
-        str(path), as_images(images, str(path)), labels, None if names is None else names.astype(str).tolist()
-    )
+    return label_images(str(path), as_images(images, str(path)), labels, None if names is None else names.astype(str).tolist())
 
 
 def as_images(array: np.ndarray, origin: str) -> np.ndarray:

@@ -30,9 +30,7 @@ def read_edm(files: ImageFiles, size: tuple[int, int] | None) -> LabelledImages:
         raise ValueError(f"{origin} names {missing[0]}, which is missing ({len(missing)} in all); add it or its line")
     unlisted = [name for name in files.names if is_image(name) and name not in labels]
     if unlisted:
-        raise ValueError(
-            f"{origin} has no labels for {len(unlisted)} images (the first is {unlisted[0]}); label or remove them"
-        )
+        raise ValueError(f"{origin} has no labels for {len(unlisted)} images (the first is {unlisted[0]}); label or remove them")
     names = sorted(labels)
     try:
         values = np.array([labels[name] for name in names])

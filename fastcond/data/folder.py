@@ -31,9 +31,7 @@ def read_class_folders(files: ImageFiles, size: tuple[int, int] | None) -> Label
     labels = np.array([label_of[name.split("/")[0]] for name in names], np.int64)
     for folder, count in zip(files.folders, np.bincount(labels, minlength=len(label_of)), strict=True):
         if not count:
-            raise ValueError(
-                f"{files.origin}: class folder {folder} holds no PNG, JPEG or WebP image; fill it or remove it"
-            )
+            raise ValueError(f"{files.origin}: class folder {folder} holds no PNG, JPEG or WebP image; fill it or remove it")
     # Sorted by path alone, "cat-2/1.png" would come between the files of "cat": order by class first.
     order = np.argsort(labels, kind="stable")
     images = read_images(files, [names[index] for index in order], size)

@@ -47,9 +47,7 @@ def numbered(num_classes: int) -> tuple[str, ...]:
     return tuple(str(label) for label in range(num_classes))
 
 
-def label_images(
-    origin: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None
-) -> LabelledImages:
+def label_images(origin: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None) -> LabelledImages:
     """Join images and labels after checking that they fit; every reader ends here.
 
     Args:

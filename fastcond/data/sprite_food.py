@@ -273,12 +273,8 @@ CRUST: Colour = (32, 0.56, 0.86)
 CHERRY: Colour = (354, 0.80, 0.88)
 
 FOODS: dict[str, Figure] = {
-    "apple": Figure(
-        APPLES, (((356, 0.80, 0.86), LEAF, STEM), ((84, 0.62, 0.78), LEAF, STEM), ((46, 0.70, 0.92), LEAF, STEM))
-    ),
-    "pear": Figure(
-        PEARS, (((70, 0.64, 0.82), LEAF, STEM), ((52, 0.66, 0.90), LEAF, STEM), ((96, 0.55, 0.70), LEAF, STEM))
-    ),
+    "apple": Figure(APPLES, (((356, 0.80, 0.86), LEAF, STEM), ((84, 0.62, 0.78), LEAF, STEM), ((46, 0.70, 0.92), LEAF, STEM))),
+    "pear": Figure(PEARS, (((70, 0.64, 0.82), LEAF, STEM), ((52, 0.66, 0.90), LEAF, STEM), ((96, 0.55, 0.70), LEAF, STEM))),
     "cherry": Figure(CHERRIES, (((352, 0.84, 0.82), LEAF, STALK), ((338, 0.78, 0.58), LEAF, STALK))),
     "banana": Figure(BANANAS, (((50, 0.76, 0.97), LEAF, STEM), ((66, 0.66, 0.86), LEAF, STEM))),
     "orange": Figure(  # and lime, and grapefruit
@@ -289,9 +285,7 @@ FOODS: dict[str, Figure] = {
             ((350, 0.60, 0.92), (354, 0.58, 0.94), PALE),
         ),
     ),
-    "grapes": Figure(
-        GRAPES, (((284, 0.56, 0.66), LEAF, STEM), ((88, 0.54, 0.80), LEAF, STEM), ((345, 0.66, 0.62), LEAF, STEM))
-    ),
+    "grapes": Figure(GRAPES, (((284, 0.56, 0.66), LEAF, STEM), ((88, 0.54, 0.80), LEAF, STEM), ((345, 0.66, 0.62), LEAF, STEM))),
     "strawberry": Figure(STRAWBERRIES, (((354, 0.80, 0.90), LEAF, SEED),)),
     "bread": Figure(BREADS, (((30, 0.62, 0.80), (40, 0.34, 0.97)), ((24, 0.62, 0.64), (36, 0.36, 0.90)))),
     "cheese": Figure(CHEESES, (((46, 0.70, 0.97),), ((34, 0.74, 0.97),))),

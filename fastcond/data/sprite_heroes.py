@@ -336,8 +336,8 @@ def draw_hero(name: str, dice: Dice) -> NDArray[np.uint8]:
     for part in (FACE, *dice.pick(hero.heads)):
         stamp(grid, shifted(part, 0, nod))
     lift = -dice.below(2)
-    for part in (dice.pick(hero.shields), dice.pick(hero.weapons)):
-        if part is not None:
-            stamp(grid, shifted(part, 0, lift))
+    for held in (dice.pick(hero.shields), dice.pick(hero.weapons)):
+        if held is not None:
+            stamp(grid, shifted(held, 0, lift))
     grid = outline(placed(grid, dice))
     return paint(grid, hero_colours(dice, hero.cloth, hero.trims, hero.hairs))

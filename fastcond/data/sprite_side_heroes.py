@@ -297,13 +297,9 @@ SIDE_HEROES: dict[str, SideHero] = {
     "wizard": SideHero(ROBE, ((WIZARD_HAT, BEARD), (WIZARD_HAT,)), (STAFF,), cloth="mage", hairs=GREYS, head_drop=1),
     "ranger": SideHero(LEATHER, ((HOOD,),), (BOW,), (None, CAPE), cloth="forest"),
     "rogue": SideHero(LEATHER, ((HOOD, MASK),), (DAGGER,), cloth="shade"),
-    "monarch": SideHero(
-        ROBE, ((LONG_HAIR, CROWN), (SHORT_HAIR, CROWN, BEARD)), (SWORD_UP, STAFF), (CAPE,), "royal", GOLD
-    ),
+    "monarch": SideHero(ROBE, ((LONG_HAIR, CROWN), (SHORT_HAIR, CROWN, BEARD)), (SWORD_UP, STAFF), (CAPE,), "royal", GOLD),
     "priestess": SideHero(ROBE, ((LONG_HAIR,), (LONG_HAIR, HEADBAND)), (STAFF,), cloth="holy"),
-    "squire": SideHero(
-        TUNIC, ((SHORT_HAIR,), (SHORT_HAIR, HEADBAND), (PONYTAIL,)), (SWORD, SHIELD, SWORD_UP), (None, CAPE)
-    ),
+    "squire": SideHero(TUNIC, ((SHORT_HAIR,), (SHORT_HAIR, HEADBAND), (PONYTAIL,)), (SWORD, SHIELD, SWORD_UP), (None, CAPE)),
 }
 
 

@@ -6,7 +6,7 @@ import math
 
 
 def guidance_per_row(w: float, num_rows: int, interval: tuple[float, float] | None = None) -> list[float]:
-    """The guidance of each row of a sampler's table: w inside the interval, 1 outside, where the unconditional half is not needed.
+    """The guidance of each row of a sampler's table: w inside the interval; 1 outside, where the unconditional half is unused.
 
     Args:
         w: guidance scale; 1 is off, 0 ignores the label.

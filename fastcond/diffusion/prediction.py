@@ -1,6 +1,7 @@
 """What the network predicts, eps, v or x_0, and how each is turned into x_0 and eps.
 
-With a = alphas_cumprod[t]:  x_t = sqrt(a) x_0 + sqrt(1 - a) eps,   v = sqrt(a) eps - sqrt(1 - a) x_0  (Salimans & Ho 2022, appendix D).
+With a = alphas_cumprod[t]:  x_t = sqrt(a) x_0 + sqrt(1 - a) eps,   v = sqrt(a) eps - sqrt(1 - a) x_0
+(Salimans & Ho 2022, appendix D).
 """
 
 from __future__ import annotations

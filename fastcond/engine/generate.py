@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -39,13 +38,15 @@ def generate(
         model: the denoiser; it runs where its parameters are, in eval mode, and is left as it was.
         labels: N integers in 0 .. K; K is the null label, "any class".
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
-        sampler: "ddpm" or "ddim"; a function (schedule, steps, prediction=...) -> StepTable; or a StepTable, which has its own steps.
+        sampler: "ddpm" or "ddim", a function (schedule, steps, prediction=...) -> StepTable, or a StepTable.
         steps: rows of the sampler's table, 1 .. T.
-        seed, indices: the noise of image i is a function of (seed, indices[i]) alone, whatever the batch and the other labels are.
-            seed and indices lie in [0, 2^32); indices default to 0 .. N-1.
+        seed, indices: the noise of image i is a function of (seed, indices[i]) alone, whatever the batch and the other labels
+            are. Both lie in [0, 2^32); indices default to 0 .. N-1.
         batch_size: images at a time; the result does not depend on it but for float rounding. Default 64.
-        guidance_interval: (start, stop) as fractions of the run in which guidance acts; outside, only the conditional half is computed.
-        on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32 [B, C, H, W]).
+        guidance_interval: (start, stop) as fractions of the run in which guidance acts; outside, only the conditional half is
+            computed.
+        on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32
+            [B, C, H, W]).
     Returns: uint8 [N, H, W, C].
     Raises: ValueError naming the argument that does not fit and what was found.
     Source: Ho et al. 2020 algorithm 2; Ho & Salimans 2022 eq. 6.

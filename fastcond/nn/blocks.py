@@ -18,9 +18,7 @@ class FusedGroupNorm(nn.Module):
     x [B, C, *] -> same shape, dtype and memory format. Its state_dict is that of nn.GroupNorm.
     """
 
-    def __init__(
-        self, num_groups: int, num_channels: int, eps: float = 1e-5, activation: Literal["silu"] | None = None
-    ) -> None:
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, activation: Literal["silu"] | None = None) -> None:
         super().__init__()
         self.num_groups, self.eps, self.activation = num_groups, eps, activation
         self.weight = nn.Parameter(torch.ones(num_channels))
@@ -129,12 +127,11 @@ class SelfAttention(nn.Module):
         _zero(self.to_out[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+        height, width = x.shape[2:]
         # [B, HW, C] is a view of a channels_last map; one copy otherwise.
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (
-            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.to_q, self.to_k, self.to_v)
+            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for projection in (self.to_q, self.to_k, self.to_v)
         )
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))

@@ -1,10 +1,10 @@
 """The class-conditional U-Net: (x_t, timestep, label) -> output, with diffusers' parameter names.
 
-| conditioning  | what a block does                                                       | the same as                             |
-|---------------|-------------------------------------------------------------------------|-----------------------------------------|
-| `adagn`       | both norms: GroupNorm without affine, scale and shift from Linear(emb)   | the AdaGN block of the course chapter   |
-| `scale_shift` | norm2 affine, then modulated by Linear(SiLU(emb))                        | ADM; diffusers UNet2DModel scale_shift  |
-| `bias`        | Linear(SiLU(emb)) added before norm2                                     | DDPM; diffusers UNet2DModel default     |
+| conditioning  | what a block does                                                 | the same as                            |
+|---------------|-------------------------------------------------------------------|----------------------------------------|
+| `adagn`       | both norms without affine parameters, modulated by Linear(emb)    | the AdaGN block of the course chapter  |
+| `scale_shift` | norm2 affine, then modulated by Linear(SiLU(emb))                 | ADM; diffusers UNet2DModel scale_shift |
+| `bias`        | Linear(SiLU(emb)) added before norm2                              | DDPM; diffusers UNet2DModel default    |
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ConditionalUNet(nn.Module):
         config: shape of the network.
         diffusion: what its output means (schedule and prediction); carried along for samplers, not used in forward.
 
-    The class-embedding table has K + 1 rows; row K belongs to the null label (Ho & Salimans 2022). emb = MLP(sinusoidal(t)) + row.
+    emb = MLP(sinusoidal(t)) + a row of the class-embedding table, of K + 1; row K is the null label's (Ho & Salimans 2022).
     Its state_dict is the file format; the names are those of diffusers' UNet2DModel (AdaGN's Linear is `norm{1,2}.linear`).
     """
 
@@ -119,7 +119,7 @@ class ConditionalUNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
 
     def embed(self, timestep: Tensor, label: Tensor) -> Tensor:
-        """emb of the maths. timestep [B], integer or float; label int64 [B] in [0, K]. Returns [B, D] in the parameters' dtype."""
+        """emb: timestep [B], integer or float, and label int64 [B] in [0, K] as [B, D] in the parameters' dtype."""
         sinusoid = sinusoidal_embedding(timestep, self.config.block_out_channels[0])
         class_emb = self.class_embedding(label)
         if self.class_projection is not None:
@@ -130,8 +130,8 @@ class ConditionalUNet(nn.Module):
         """Predict eps, v or x_0 (by `diffusion.prediction`).
 
         Args:
-            x_t: float [B, C, H, W], in [-1, 1] plus noise, contiguous or channels_last; H, W as in the config or any other size
-                that the levels divide.
+            x_t: float [B, C, H, W], in [-1, 1] plus noise, contiguous or channels_last; H, W as in the config, or any other
+                size that the levels divide.
             timestep: [B], 0 .. T-1, integer or float. label: int64 [B], 0 .. K-1, or K for no condition.
         Returns: float [B, out_channels, H, W].
         Raises: ValueError for a size that the levels do not divide.

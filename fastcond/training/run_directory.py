@@ -74,9 +74,7 @@ class RunDirectory:
     def read_config(self) -> RunConfig:
         """Raises FileNotFoundError where there is no run, ValueError for a config of another version or a broken one."""
         if not self.exists():
-            raise FileNotFoundError(
-                f"there is no run in {self.path}; make one with: python -m fastcond.train --out {self.path}"
-            )
+            raise FileNotFoundError(f"there is no run in {self.path}; make one with: python -m fastcond.train --out {self.path}")
         values = _read_json(self.path / "config.json")
         _require_version(values, self.path / "config.json")
         try:
@@ -219,7 +217,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _require_version(values: Mapping[str, Any], path: Path) -> None:
     version = values.get("format_version")
     if version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {version}; this fastcond reads version {FORMAT_VERSION}; use the one that wrote it")
+        raise ValueError(
+            f"{path} has format version {version}; this fastcond reads version {FORMAT_VERSION}; use the one that wrote it"
+        )
 
 
 def _write_flushed(path: Path, content: bytes) -> None:

@@ -27,11 +27,12 @@ LOG_EVERY = 50  # steps between records of metrics.jsonl
 _SECONDS_BETWEEN_SAVES = 600.0
 _WARMUP_SHARE = 0.1  # warm-up takes at most this share of a run
 _SAMPLES_A_RUN = 4
+_AVERAGES = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside the step that all share
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `fraction` of its budget, elapsed seconds over all sessions, loss of the last window (None at first)."""
+    """Where a run stands: `fraction` of its budget, elapsed seconds in all, loss of the last window (None at first)."""
 
     step: int
     images: int
@@ -93,7 +94,8 @@ class Trainer:
         self.batches = BatchSource(data, training, schedule.num_timesteps, config.network.null_label, device)
         self.step, self.elapsed_before = 0, 0.0
         self._loss_sum = torch.zeros((), device=device)
-        self._loss_count, self._last_loss = 0, None
+        self._loss_count = 0
+        self._last_loss: float | None = None
         self._window_start = (0, 0.0)
         self._stop_requested = False
         self._last_save = self._last_sample = 0.0
@@ -108,8 +110,8 @@ class Trainer:
             for name, parameter in self.model.named_parameters():
                 self.optimizer.state[parameter] = {
                     "step": optimizer["step"].clone().to(self.device),
-                    "exp_avg": optimizer[f"exp_avg.{name}"].to(self.device, memory_format=torch.preserve_format),
-                    "exp_avg_sq": optimizer[f"exp_avg_sq.{name}"].to(self.device),
+                    # The fused update walks memory: its averages must have the parameter's memory format.
+                    **{key: torch.empty_like(parameter).copy_(optimizer[f"{key}.{name}"]) for key in _AVERAGES},
                 }
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
@@ -244,10 +246,8 @@ class Trainer:
         optimizer: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             state: dict[str, Any] = self.optimizer.state.get(parameter, {})
-            if not state:
-                state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-            optimizer["step"] = state["step"]
-            optimizer[f"exp_avg.{name}"], optimizer[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+            optimizer["step"] = state.get("step", torch.zeros(()))
+            optimizer |= {f"{key}.{name}": state.get(key, torch.zeros_like(parameter)) for key in _AVERAGES}
         tensors = {"model": self.model.state_dict(), "ema": self.average.state_dict(), "optimizer": optimizer}
         if not all(bool(value.isfinite().all()) for value in tensors["model"].values()):
             raise ValueError(f"weights are not finite at step {self.step}: training has diverged; use a lower --lr")

@@ -74,9 +74,7 @@ def test_a_negative_label(open_npy):
         open_npy(IMAGES, np.array([0, 1, -1, 0, 1, 2]))
 
 
-@pytest.mark.parametrize(
-    ("row", "total"), [([0, 0, 0], "0"), ([1, 1, 0], "2"), ([0.5, 0.5, 0], "1"), ([2, -1, 0], "1")]
-)
+@pytest.mark.parametrize(("row", "total"), [([0, 0, 0], "0"), ([1, 1, 0], "2"), ([0.5, 0.5, 0], "1"), ([2, -1, 0], "1")])
 def test_a_row_that_is_not_one_hot(open_npy, row, total):
     rows = np.eye(3)[LABELS]
     rows[4] = row
@@ -158,7 +156,7 @@ def test_other_shapes(open_npy, shape):
 
 
 def test_no_images(open_npy):
-    with pytest.raises(ValueError, match="holds no images|is damaged"):
+    with pytest.raises(ValueError, match=r"holds no images|is damaged"):
         open_npy(IMAGES[:0], LABELS[:0])
 
 

@@ -119,7 +119,7 @@ def test_no_json(edm, text):
 @pytest.mark.parametrize("label", ["cat", -1, 0.5])
 def test_labels_that_are_no_integers(edm, label):
     path, _ = edm({"labels": [[NAMES[0], 0], [NAMES[1], label], [NAMES[2], 0]]})
-    with pytest.raises(ValueError, match="not numbers|is negative|is not an integer"):
+    with pytest.raises(ValueError, match=r"not numbers|is negative|is not an integer"):
         open_dataset(path)
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fastcond.data import open_dataset
+from fastcond.data.png import check_png
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_missing_rows_are_not_filled_in_silence(tmp_path, rng):
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 2), (5, 9), (8, 8), (17, 3)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 3), (5, 9), (8, 8), (9, 9), (17, 3)])
 def test_a_png_is_whole_or_refused(tmp_path, rng, height, width, interlaced):
     """To the byte, in the plain order and in Adam7's passes, of which small images lack some."""
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -229,9 +230,8 @@ def test_a_png_is_whole_or_refused(tmp_path, rng, height, width, interlaced):
     path.parent.mkdir(parents=True)
     path.write_bytes(png(pixels, interlaced=interlaced))
     np.testing.assert_array_equal(open_dataset(tmp_path / "set").images[0], pixels)
-    path.write_bytes(png(pixels, missing=1, interlaced=interlaced))
-    with pytest.raises(ValueError, match=r"only/a\.png is damaged \(the pixel data is truncated"):
-        open_dataset(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"^the pixel data is truncated: (\d+) of \d+ bytes$"):
+        check_png(png(pixels, missing=1, interlaced=interlaced))
 
 
 def test_an_altered_byte_is_found(cats_and_dogs):

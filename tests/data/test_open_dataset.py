@@ -111,9 +111,7 @@ def test_arrays_are_resized_too(arrays):
 
 
 def test_a_missing_path_says_what_data_can_be(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere: no such file or folder; data is one of: sprites, digits, .*"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such file or folder; data is one of: sprites, digits, .*"):
         open_dataset(tmp_path / "nowhere")
 
 

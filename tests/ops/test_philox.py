@@ -86,9 +86,7 @@ def test_native_words_equal_the_reference(images: int, count: int) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize(
-    ("images", "shape"), [(1, (1 << 21,)), (64, (3, 64, 64)), (5, (3, 7, 11)), (2, ()), (3, (0, 4))]
-)
+@pytest.mark.parametrize(("images", "shape"), [(1, (1 << 21,)), (64, (3, 64, 64)), (5, (3, 7, 11)), (2, ()), (3, (0, 4))])
 def test_native_normals_are_close_to_the_reference(images: int, shape: tuple[int, ...]) -> None:
     seeds, step = seeds_of(images), torch.tensor([2])
     normals = op.philox_normal_op(seeds, step, shape, STEP_NOISE)

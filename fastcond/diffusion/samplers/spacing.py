@@ -16,8 +16,8 @@ Spacing = Literal["trailing", "leading", "linspace"]
 def spaced_timesteps(num_timesteps: int, steps: int, spacing: Spacing = "trailing") -> Tensor:
     """int64 [steps], strictly decreasing timesteps in [0, T).
 
-    "trailing" starts at T-1, where training's noise is strongest, and stops short of 0; "leading" ends at 0 and starts short of T-1;
-    "linspace" has both ends. Rounding is half to even, as numpy's.
+    "trailing" starts at T-1, where training's noise is strongest, and stops short of 0; "leading" ends at 0 and starts short
+    of T-1; "linspace" has both ends. Rounding is half to even, as numpy's.
     Raises: ValueError for steps outside 1 .. T.
     Source: Lin et al. 2024, table 2.
     """

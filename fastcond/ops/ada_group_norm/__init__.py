@@ -23,7 +23,7 @@ def ada_group_norm(
     """Adaptive group normalisation: act((weight xh + bias) (1 + scale) + shift), where xh is x normalised within its groups.
 
     Args:
-        x: float [B, C, H, W] or [B, C, *], contiguous or channels_last; fp32, fp16, bf16 or fp64. Statistics are fp32 (fp64 for fp64).
+        x: fp32, fp16, bf16 or fp64 [B, C, H, W] or [B, C, *], contiguous or channels_last. Statistics are fp32 (fp64 for fp64).
         scale, shift: float [B, C], also [1, C] or [B, C, 1, 1]; strided views of a chunk are read in place; None stands for 0.
         num_groups: G, a divisor of C.
         weight, bias: float [C], the affine parameters of a plain group norm; None stands for 1 and 0.

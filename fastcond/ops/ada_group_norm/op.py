@@ -1,6 +1,6 @@
 """Registration of `fastcond::ada_group_norm`: one schema, a kernel per device, fake and autograd.
 
-The reference is the default kernel of every device; a device's own kernel is registered beside it and found by PyTorch's dispatcher.
+The reference is the default kernel of every device; a device's own kernel stands beside it, found by PyTorch's dispatcher.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     xh = (x - mean) rstd,   n = weight xh + bias,   u = n (1 + scale) + shift,   y = act(u)
 
-Letters as in the maths: b image, g group, c channel; M = (C/G) HW elements a group. All arithmetic is fp32 (fp64 for fp64 inputs).
+Letters as in the maths: b image, g group, c channel; M = (C/G) HW elements a group. Arithmetic is fp32 (fp64 for fp64).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def forward(
     # where the values are large beside their spread.
     pivot = x5[:, :, :1, :1, :1]
     centred = x5 - pivot
-    mean_distance = centred.mean(dim=_GROUP, keepdim=True)
+    mean_distance = _group_mean(centred)
     centred.sub_(mean_distance)
-    variance = centred.square().mean(dim=_GROUP, keepdim=True)
+    variance = _group_mean(centred.square())
     rstd = torch.rsqrt(variance + eps)
     gain, offset = _gain_and_offset(x5, scale, shift, weight, bias)
     u = _apply(centred.mul_(rstd), gain, offset)
-    y = torch.nn.functional.silu(u, inplace=True) if silu else u
+    y = u.div_(_one_plus_exp(u)) if silu else u
     return _ungrouped(y, x), (pivot + mean_distance).flatten(1), rstd.flatten(1)
 
 
@@ -60,15 +60,15 @@ def backward(
     x5, du = _grouped(x, num_groups), _grouped(dy, num_groups)
     centred = x5 - mean.reshape(batch, num_groups, 1, 1, 1)
     # The saved mean is rounded to its dtype; what the rounding left is removed here.
-    centred.sub_(centred.mean(dim=_GROUP, keepdim=True))
+    centred.sub_(_group_mean(centred))
     rstd = rstd.reshape(batch, num_groups, 1, 1, 1)
     xh = centred.mul_(rstd)
     gain, offset = _gain_and_offset(x5, scale, shift, weight, bias)
     if silu:
         u = _apply(xh.clone(), gain, offset)
-        du = torch.ops.aten.silu_backward(du, u)
-    A = (du * xh).sum(dim=(3, 4), keepdim=True)
-    B = du.sum(dim=(3, 4), keepdim=True)
+        sigmoid = _one_plus_exp(u).reciprocal_()
+        du = u.mul_(1 - sigmoid).add_(1).mul_(sigmoid).mul_(du)
+    A, B = _channel_sum(du * xh), _channel_sum(du)
     dx, dscale, dshift, dweight, dbias = (x.new_empty(0) for _ in range(5))
     if needed[0]:
         per_group = x5[0, 0].numel()
@@ -91,6 +91,25 @@ def backward(
     return dx, dscale, dshift, dweight, dbias
 
 
+def _group_mean(value: Tensor) -> Tensor:
+    """Mean over a group, [B, G, 1, 1, 1]. A sum to one number alone would be shared out among threads, in another order."""
+    if value.shape[:2].numel() == 1:
+        return value.expand(2, *value.shape[1:]).mean(dim=_GROUP, keepdim=True)[:1]
+    return value.mean(dim=_GROUP, keepdim=True)
+
+
+def _channel_sum(value: Tensor) -> Tensor:
+    """Sum over the positions of a channel, [B, G, C/G, 1, 1]; see `_group_mean`."""
+    if value.shape[:3].numel() == 1:
+        return value.expand(2, *value.shape[1:]).sum(dim=(3, 4), keepdim=True)[:1]
+    return value.sum(dim=(3, 4), keepdim=True)
+
+
+def _one_plus_exp(u: Tensor) -> Tensor:
+    """1 + exp(-u), for SiLU = u / (1 + exp(-u)): exp gives equal numbers equal bits wherever they lie in a tensor, F.silu does not."""
+    return u.neg().exp_().add_(1)
+
+
 def _apply(xh: Tensor, gain: Tensor | None, offset: Tensor | None) -> Tensor:
     """u = gain xh + offset, in place of xh."""
     u = xh if gain is None else xh.mul_(gain)
@@ -103,8 +122,8 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def _grouped(x: Tensor, num_groups: int) -> Tensor:
-    """[B, C, *] as [B, G, C/G, 1 or H, rest] in the arithmetic's dtype: a view of either memory format where no cast is due."""
-    batch, channels = x.shape[:2]
+    """[B, C, *] as [B, G, C/G, 1 or H, rest] in the arithmetic's dtype: a view of either memory format if no cast is due."""
+    channels = x.shape[1]
     x4 = x.unsqueeze(-1).unsqueeze(-1) if x.dim() == 2 else x.unsqueeze(-1) if x.dim() == 3 else x.flatten(3)
     return x4.unflatten(1, (num_groups, channels // num_groups)).to(statistics_dtype(x))
 

@@ -54,7 +54,8 @@ def diffusion_step(
         seeds: int64 [B, 2], (run seed, image index); the noise depends on nothing else but row and element.
         guidance: w, or float32 [B] with one w an image; 1 is off. Not read where out_uncond is None.
         history: float32, x's shape, the x_0 of the previous row; required where table.keeps_history.
-        out: float32 buffer for the result, of x's shape or with both halves of a guided batch, [2B, C, H, W]; may share x's memory.
+        out: float32 buffer for the result, of x's shape or with both halves of a guided batch, [2B, C, H, W]; may share x's
+            memory.
         out_x_0: float32 buffer for the x_0 prediction, x's shape; may be `history`. Needed with `out`.
     Returns: (x of the next row, x_0 prediction), float32, in x's memory format; with `out` the two buffers.
     Raises: ValueError for a shape, dtype or device that does not fit, naming the argument and what was found.
@@ -64,7 +65,9 @@ def diffusion_step(
     batch = x.shape[0]
     for name, value in (("out_cond", out_cond), ("out_uncond", out_uncond)):
         if value is not None and (value.shape != x.shape or not value.is_floating_point()):
-            raise ValueError(f"{name} is {value.dtype} {list(value.shape)}; a float tensor of x's shape {list(x.shape)} is needed")
+            raise ValueError(
+                f"{name} is {value.dtype} {list(value.shape)}; a float tensor of x's shape {list(x.shape)} is needed"
+            )
     if table.coefficients.dtype != torch.float32 or table.coefficients.dim() != 2 or table.coefficients.shape[1] != 8:
         found = f"{table.coefficients.dtype} {list(table.coefficients.shape)}"
         raise ValueError(f"table.coefficients is {found}; float32 [N, 8] is needed")
@@ -91,7 +94,9 @@ def diffusion_step(
         stepped, x_0 = diffusion_step_functional(*operands)
         return stepped, x_0
     if out.dtype != torch.float32 or out.shape[1:] != x.shape[1:] or out.shape[0] not in (batch, 2 * batch):
-        raise ValueError(f"out is {out.dtype} {list(out.shape)}; float32 of x's shape {list(x.shape)} or twice its batch is needed")
+        raise ValueError(
+            f"out is {out.dtype} {list(out.shape)}; float32 of x's shape {list(x.shape)} or twice its batch is needed"
+        )
     if out_x_0 is None:
         raise ValueError("out is given without out_x_0; pass a buffer of x's shape for the x_0 prediction too")
     _require_float32_like("out_x_0", out_x_0, x)

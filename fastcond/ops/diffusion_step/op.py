@@ -1,4 +1,4 @@
-"""Registration of `fastcond::diffusion_step` and its writing form `fastcond::diffusion_step_into`: one schema, a kernel per device, fake.
+"""Registration of `fastcond::diffusion_step` and its writing form `fastcond::diffusion_step_into`.
 
 Sampling needs no gradient, so neither has an autograd formula: asking for one is an error, not a silent zero.
 """

@@ -1,9 +1,9 @@
 """One row of a sampler's table in plain PyTorch: the definition of correct.
 
-    g  = out_u + w (out_c - out_u)
-    x0 = clamp(p_x x + p_o g, -c, c)
-    x' = k_x x + k_0 x0 + k_o g + k_h h + k_n z
-    h' = x0
+g  = out_u + w (out_c - out_u)
+x0 = clamp(p_x x + p_o g, -c, c)
+x' = k_x x + k_0 x0 + k_o g + k_h h + k_n z
+h' = x0
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def step_into(
     x_next: Tensor,
     x_0: Tensor,
 ) -> None:
-    """`step` written into x_next, [B, C, H, W] or both halves of [2B, C, H, W], and x_0. x may share x_next's memory, history x_0's."""
+    """`step` written into x_0 and x_next, the latter [B, C, H, W] or both halves of [2B, C, H, W].
+
+    x may share x_next's memory, and history x_0's.
+    """
     stepped, predicted = step(x, out_cond, out_uncond, history, coefficients, row, guidance, seeds, draws_noise)
     for half in x_next.split(x.shape[0]):
         half.copy_(stepped)

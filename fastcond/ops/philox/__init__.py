@@ -48,9 +48,7 @@ def philox_bits(seeds: Tensor, count: int, *, step: int | Tensor = 0, stream: in
     return philox_bits_op(seeds, _check(seeds, step, stream), count, stream)
 
 
-def philox_normal(
-    seeds: Tensor, shape: Sequence[int], *, step: int | Tensor = 0, stream: int = INITIAL_NOISE
-) -> Tensor:
+def philox_normal(seeds: Tensor, shape: Sequence[int], *, step: int | Tensor = 0, stream: int = INITIAL_NOISE) -> Tensor:
     """Draw standard normals: Box-Muller on the words of `philox_bits`, one an element of `shape` in logical order.
 
     Args:

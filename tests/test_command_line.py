@@ -1,0 +1,113 @@
+"""The surface of the command lines is frozen here, and so is how they complain."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from fastcond import sample, train
+from fastcond.command_line import Parser, choose_device, image_size, number, run, seed_number, whole_number
+
+# A flag is added or removed here on purpose, with a line in CHANGELOG.md, or not at all.
+TRAIN_FLAGS = """
+--accumulate --balance --batch-size --clip --compile --conditioning --data --device --dropout --ema --flip --help --keep
+--label-dropout --labels --loss --lr --lr-schedule --minutes --no-balance --no-compile --no-flip --no-zero-terminal-snr
+--out --precision --prediction --preset --resume --sample-every --save-every --schedule --seed --size --steps --timesteps
+--warmup --weight-decay --zero-terminal-snr
+""".split()
+SAMPLE_FLAGS = """
+--batch-size --cfg --cfg-interval --checkpoint --device --eta --gif --help --label --n --out --run --sampler --seed --steps
+--variance
+""".split()
+
+
+@pytest.mark.parametrize(("module", "flags"), [(train, TRAIN_FLAGS), (sample, SAMPLE_FLAGS)])
+def test_the_flags_are_frozen(module: object, flags: list[str]) -> None:
+    parser = module.build_parser()  # type: ignore[attr-defined]
+    found = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    assert sorted(found) == sorted(flags)
+
+
+def test_defaults_are_frozen() -> None:
+    defaults = vars(sample.build_parser().parse_args(["--label", "0"]))
+    wanted = {"run": "runs/sprites", "cfg": 1.0, "n": 16, "sampler": "ddpm", "steps": 100, "seed": 0, "out": "samples"}
+    assert {name: defaults[name] for name in wanted} == wanted
+    # All that a preset or a stored run decides is None until it is given.
+    given = {name for name, value in vars(train.build_parser().parse_args([])).items() if value not in (None, False)}
+    assert given == {"device", "keep"}
+
+
+def test_cfg_says_what_it_is_and_that_1_is_off() -> None:
+    assert "u + w(c-u); 1 is off" in " ".join(sample.build_parser().format_help().split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (image_size, "16", (16, 16)),
+        (image_size, "16x24", (16, 24)),
+        (number, "2.5", 2.5),
+        (number, "-1e3", -1000.0),
+        (whole_number, "10_000", 10_000),
+        (seed_number, "0", 0),
+        (seed_number, "4294967295", 2**32 - 1),
+    ],
+)
+def test_values_are_read(kind: object, text: str, value: object) -> None:
+    assert kind(text) == value  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *[(image_size, text) for text in ("", "0", "16x", "x16", "16x0", "-16", "16.5", "a")],
+        *[(number, text) for text in ("", "two", "nan", "inf", "-inf")],
+        *[(whole_number, text) for text in ("", "0", "-1", "1.5", "_1", "x")],
+        *[(seed_number, text) for text in ("", "-1", "4294967296", "1.0")],
+    ],
+)
+def test_bad_values_are_named(kind: object, text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is no|is not"):
+        kind(text)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="--device is"):
+        choose_device(name)
+
+
+def test_errors_are_one_line_and_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(options: argparse.Namespace) -> int:
+        raise ValueError("first line\n   second line")
+
+    assert run(fail, Parser(prog="tool"), []) == 2
+    assert capsys.readouterr().err == "tool: error: first line second line\n"
+    with pytest.raises(ValueError, match="first line"):
+        run(fail, Parser(prog="tool"), ["--debug"])
+
+
+def test_a_programming_error_is_not_hidden() -> None:
+    def fail(options: argparse.Namespace) -> int:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        run(fail, Parser(prog="tool"), [])
+
+
+def test_a_file_is_named_with_what_went_wrong(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    def fail(options: argparse.Namespace) -> int:
+        open(f"{tmp_path}/none").close()
+        return 0
+
+    assert run(fail, Parser(prog="tool"), []) == 2
+    assert capsys.readouterr().err == f"tool: error: {tmp_path}/none: No such file or directory\n"
+
+
+def test_an_unknown_flag_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda options: 0, train.build_parser(), ["--cheese"])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "--cheese" in lines[0]
