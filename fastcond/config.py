@@ -73,8 +73,8 @@ class UNetConfig:
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         _require(
             height >= factor and width >= factor and height % factor == 0 and width % factor == 0,
-            f"image size {height}x{width} does not fit a network of {len(self.block_out_channels)} levels: height and width "
-            f"must be multiples of {factor}; use --size {_round_up(height, factor)}x{_round_up(width, factor)} or another --preset",
+            f"image size {height}x{width} does not fit a network of {len(self.block_out_channels)} levels: height and width must "
+            f"be multiples of {factor}; use --size {_round_up(height, factor)}x{_round_up(width, factor)} or another --preset",
         )
         for channels in self.block_out_channels:
             _require(
