@@ -225,10 +225,9 @@ PRESETS: Mapping[str, Preset] = {
     # Minutes on a laptop's CPU, up to 32x32.
     "tiny": Preset(
         network={
-            "block_out_channels": (48, 96),
+            "block_out_channels": (32, 64, 128),
             "layers_per_block": 1,
-            "attention_resolutions": (8, 4),
-            "attention_head_dim": 24,
+            "attention_resolutions": (4,),
             "norm_num_groups": 8,
         },
         training={"steps": 5_000, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 100},

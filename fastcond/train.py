@@ -142,11 +142,11 @@ def new_config(options: argparse.Namespace, data: LabelledImages, device: torch.
 
 
 def resumed_config(options: argparse.Namespace, stored: RunConfig) -> RunConfig:
-    """The stored config, with the budget that was given.
+    """The stored config, with the budget that was given, and the place of the data if that was given.
 
     Raises: ValueError for a flag that says something else than the run was begun with.
     """
-    sections = {"network": _NETWORK, "diffusion": _DIFFUSION, "training": _TRAINING, "data": _DATA}
+    sections = {"network": _NETWORK, "diffusion": _DIFFUSION, "training": _TRAINING, "data": {"size": "size"}}
     for section, flags in sections.items():
         for flag, field in flags.items():
             given, kept = getattr(options, flag), getattr(getattr(stored, section), field)
@@ -156,13 +156,17 @@ def resumed_config(options: argparse.Namespace, stored: RunConfig) -> RunConfig:
                     f"--{name} {given} differs from the run's {kept}; a resumed run keeps its settings: leave it out"
                 )
     if options.preset not in (None, "auto"):
-        wanted = {**PRESETS[options.preset].network, **{field: getattr(stored.network, field) for field in _NETWORK.values()}}
+        kept_fields = {field: getattr(stored.network, field) for field in _NETWORK.values()}
+        wanted = {**PRESETS[options.preset].network, **kept_fields}
         if any(getattr(stored.network, field) != value for field, value in wanted.items()):
             raise ValueError(f"--preset {options.preset} is not the network of this run; a resumed run keeps it: leave it out")
-    if options.steps is None and options.minutes is None:
-        return stored
-    training = dataclasses.replace(stored.training, steps=options.steps, minutes=options.minutes)
-    return dataclasses.replace(stored, training=training)
+    training = stored.training
+    if options.steps is not None or options.minutes is not None:
+        training = dataclasses.replace(training, steps=options.steps, minutes=options.minutes)
+    data = stored.data
+    if options.data is not None:
+        data = dataclasses.replace(data, source=options.data, labels=options.labels)
+    return dataclasses.replace(stored, training=training, data=data)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -179,8 +183,7 @@ def main(options: argparse.Namespace) -> int:
         stored = directory.read_config()
         config = resumed_config(options, stored)
         data = open_dataset(config.data.source, labels=config.data.labels, size=config.data.size)
-        if (data.image_size, data.num_classes) != (config.network.image_size, config.network.num_classes):
-            raise ValueError(f"{config.data.source} has changed since the run began: other image size or classes")
+        _require_same_kind(data, config, directory.read_class_names())
     else:
         data = open_dataset(source, labels=options.labels, size=options.size)
         config = new_config(options, data, device)
@@ -294,6 +297,19 @@ def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, .
         indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
     )
     write_png(image_grid(images, _GRID_COLUMNS, [class_names[label] for label in rows]), path)
+
+
+def _require_same_kind(data: LabelledImages, config: RunConfig, class_names: tuple[str, ...]) -> None:
+    """Raise ValueError for data that the run's network was not made for."""
+    network = config.network
+    found = (*data.image_size, data.channels, data.class_names)
+    if found != (*network.image_size, network.in_channels, class_names):
+        height, width = network.image_size
+        raise ValueError(
+            f"{config.data.source} has {data.num_classes} classes of {data.image_size[0]}x{data.image_size[1]}x{data.channels} "
+            f"images; this run was begun with other data: {len(class_names)} classes ({', '.join(class_names[:5])}...) "
+            f"of {height}x{width}x{network.in_channels}"
+        )
 
 
 def _given(options: argparse.Namespace, flags: dict[str, str]) -> dict[str, Any]:

@@ -1,13 +1,20 @@
 // fastcond._native: the kernels as Python functions. Arrays come as addresses, because reading one from a tensor costs
 // a tenth of a DLPack exchange; fastcond/ops/*/op.py is the only caller and has checked shapes, dtypes and strides.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <array>
 #include <cstdint>
 
+#include "cpu/ada_group_norm.h"
+#include "cpu/instruction_set.h"
 #include "cpu/philox.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
+using fastcond::cpu::AdaGroupNorm;
 using fastcond::cpu::Draw;
 
 namespace {
@@ -20,6 +27,29 @@ void draw(Address seeds, uint32_t step, Address out, int64_t images, int64_t cou
            reinterpret_cast<Element*>(out));
 }
 
+// What both directions of AdaGN are told: [x, scale, shift, weight, bias] as addresses, 0 for none, and
+// [scale's row stride, shift's row stride, B, C, G, positions, silu, channels_last, bfloat16, threads].
+AdaGroupNorm norm_call(const std::array<Address, 5>& tensors, const std::array<int64_t, 10>& n) {
+    const auto floats = [&](int i) { return reinterpret_cast<const float*>(tensors[i]); };
+    return {reinterpret_cast<const void*>(tensors[0]), floats(1), floats(2), floats(3), floats(4), n[0], n[1],
+            n[2], n[3], n[4], n[5], n[6] != 0, n[7] != 0, n[8] != 0, int(n[9])};
+}
+
+void norm_forward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbers, float eps, Address y, Address mean,
+                  Address rstd) {
+    fastcond::cpu::ada_group_norm(norm_call(tensors, numbers),
+                                  {eps, reinterpret_cast<void*>(y), reinterpret_cast<float*>(mean),
+                                   reinterpret_cast<float*>(rstd)});
+}
+
+void norm_backward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbers, Address dy, Address mean,
+                   Address rstd, Address dx, Address A, Address B) {
+    fastcond::cpu::ada_group_norm_backward(
+        norm_call(tensors, numbers),
+        {reinterpret_cast<const void*>(dy), reinterpret_cast<const float*>(mean), reinterpret_cast<const float*>(rstd),
+         reinterpret_cast<void*>(dx), reinterpret_cast<float*>(A), reinterpret_cast<float*>(B)});
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -30,4 +60,10 @@ NB_MODULE(_native, module) {
     module.def("philox_normal", &draw<float, fastcond::cpu::philox_normal>, "seeds"_a, "step"_a, "out"_a, "images"_a,
                "count"_a, "stream"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
                "seeds int64 [images, 2] -> out float32 [images, count]");
+    module.def("ada_group_norm", &norm_forward, "tensors"_a, "numbers"_a, "eps"_a, "y"_a, "mean"_a, "rstd"_a,
+               nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
+    module.def("ada_group_norm_backward", &norm_backward, "tensors"_a, "numbers"_a, "dy"_a, "mean"_a, "rstd"_a,
+               "dx"_a, "A"_a, "B"_a, nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
+    module.def("instruction_sets", &fastcond::cpu::instruction_sets, "what this processor can run, the best last");
+    module.def("use_instruction_set", &fastcond::cpu::use_instruction_set, "name"_a, "for tests: run another build");
 }

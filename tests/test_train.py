@@ -113,7 +113,6 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
         (("--batch-size", "16"), ("--batch-size 16", "8")),
         (("--lr", "0.5"), ("--lr 0.5",)),
         (("--seed", "4"), ("--seed 4",)),
-        (("--data", "sprites"), ("--data sprites", "digits")),
         (("--preset", "sprites"), ("--preset sprites",)),
         (("--prediction", "v"), ("--prediction v", "eps")),
         (("--flip",), ("--flip",)),
@@ -126,6 +125,22 @@ def test_a_resumed_run_keeps_its_settings(
     assert train_here(*SMALL, "--steps", "1", "--out", run) == 0
     capsys.readouterr()
     assert_one_line(train_here("--out", run, "--resume", *flags), capsys, *named, "keeps")
+
+
+def test_a_resumed_run_may_find_its_data_elsewhere_but_not_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = class_folders(tmp_path / "data"), tmp_path / "run"
+    flags = ("--batch-size", "2", "--device", "cpu", "--out", run)
+    assert train_here("--data", data, "--steps", "1", *flags) == 0
+    moved = data.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert_one_line(train_here("--out", run, "--resume", "--steps", "2"), capsys, str(data))
+    assert train_here("--data", moved, "--steps", "2", "--resume", *flags) == 0
+    assert RunDirectory(run).read_config().data.source == str(moved)
+    capsys.readouterr()
+    other = class_folders(tmp_path / "other", (16, 8))
+    assert_one_line(train_here("--data", other, "--resume", *flags), capsys, "8x16x3", "begun with other data", "8x8x3")
+    (moved / "dog").rename(moved / "fox")
+    assert_one_line(train_here("--resume", *flags), capsys, "begun with other data", "cat, dog")
 
 
 @pytest.mark.parametrize("conditioning", ["adagn", "scale_shift", "bias"])

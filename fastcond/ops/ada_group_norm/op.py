@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcond.ops.ada_group_norm import reference
+from fastcond.ops.ada_group_norm import cpu, reference
 
 _OPERANDS = "Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias"
 torch.library.define(
@@ -24,6 +24,8 @@ torch.library.define(
 )
 torch.library.impl("fastcond::ada_group_norm", "default", reference.forward)
 torch.library.impl("fastcond::ada_group_norm_backward", "default", reference.backward)
+torch.library.impl("fastcond::ada_group_norm", "cpu", cpu.forward)
+torch.library.impl("fastcond::ada_group_norm_backward", "cpu", cpu.backward)
 
 
 @torch.library.register_fake("fastcond::ada_group_norm")

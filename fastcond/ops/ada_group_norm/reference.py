@@ -69,7 +69,7 @@ def backward(
         sigmoid = _one_plus_exp(u).reciprocal_()
         du = u.mul_(1 - sigmoid).add_(1).mul_(sigmoid).mul_(du)
     A, B = _channel_sum(du * xh), _channel_sum(du)
-    dx, dscale, dshift, dweight, dbias = (x.new_empty(0) for _ in range(5))
+    dx = x.new_empty(0)
     if needed[0]:
         per_group = x5[0, 0].numel()
         wA, wB = (A, B) if gain is None else (gain * A, gain * B)
@@ -78,17 +78,31 @@ def backward(
         wdu = du if gain is None else gain * du
         dx = _ungrouped((wdu - m2).sub_(xh.mul_(m1)).mul_(rstd), x)
     A, B = A.reshape(batch, channels), B.reshape(batch, channels)
+    return dx, *operand_gradients(A, B, scale, shift, weight, bias, needed)
+
+
+def operand_gradients(
+    A: Tensor,
+    B: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dscale, dshift, dweight, dbias) from the two sums A and B, [B, C]; empty where `needed` (x's first) is False."""
+    dscale, dshift, dweight, dbias = (A.new_empty(0) for _ in range(4))
     one_plus_scale = 1 if scale is None else 1 + scale.to(A.dtype)
     if needed[1] and scale is not None:
         dscale = A if weight is None else weight.to(A.dtype) * A
-        dscale = (dscale if bias is None else dscale + bias.to(A.dtype) * B).to(scale.dtype)
+        dscale = (dscale if bias is None else dscale + bias.to(A.dtype) * B).to(scale.dtype, copy=dscale is A)
     if needed[2] and shift is not None:
         dshift = B.to(shift.dtype, copy=True)
     if needed[3] and weight is not None:
         dweight = (one_plus_scale * A).sum(dim=0).to(weight.dtype)
     if needed[4] and bias is not None:
         dbias = (one_plus_scale * B).sum(dim=0).to(bias.dtype)
-    return dx, dscale, dshift, dweight, dbias
+    return dscale, dshift, dweight, dbias
 
 
 def _group_mean(value: Tensor) -> Tensor:
@@ -106,7 +120,7 @@ def _channel_sum(value: Tensor) -> Tensor:
 
 
 def _one_plus_exp(u: Tensor) -> Tensor:
-    """1 + exp(-u), for SiLU = u / (1 + exp(-u)): exp gives equal numbers equal bits wherever they lie in a tensor, F.silu does not."""
+    """1 + exp(-u), for SiLU = u / (1 + exp(-u)): unlike F.silu, exp gives equal numbers equal bits wherever they lie."""
     return u.neg().exp_().add_(1)
 
 

@@ -75,8 +75,19 @@ def diffusion_step(
         raise ValueError(f"row is {row.dtype} {list(row.shape)}; int64 [1] is needed")
     if seeds.dtype != torch.int64 or seeds.shape != (batch, 2):
         raise ValueError(f"seeds is {seeds.dtype} {list(seeds.shape)}; int64 [{batch}, 2] is needed")
-    for name, value in (("out_cond", out_cond), ("table.coefficients", table.coefficients), ("row", row), ("seeds", seeds)):
-        if value.device != x.device:
+    operands_and_buffers = {
+        "out_cond": out_cond,
+        "out_uncond": out_uncond,
+        "table.coefficients": table.coefficients,
+        "row": row,
+        "seeds": seeds,
+        "guidance": guidance if isinstance(guidance, Tensor) else None,
+        "history": history,
+        "out": out,
+        "out_x_0": out_x_0,
+    }
+    for name, value in operands_and_buffers.items():
+        if value is not None and value.device != x.device:
             raise ValueError(f"{name} is on {value.device} and x on {x.device}; move it there")
     if table.keeps_history:
         if history is None:
@@ -100,6 +111,8 @@ def diffusion_step(
     if out_x_0 is None:
         raise ValueError("out is given without out_x_0; pass a buffer of x's shape for the x_0 prediction too")
     _require_float32_like("out_x_0", out_x_0, x)
+    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in operands[:4]):
+        raise NotImplementedError("diffusion_step has no gradient; sample under torch.no_grad()")
     diffusion_step_into(*operands, out, out_x_0)
     return out, out_x_0
 

@@ -1,0 +1,102 @@
+"""The native CPU kernel's launchers. What it does not take (fp16, fp64, other strides, no library) runs the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcond.ops import native
+from fastcond.ops.ada_group_norm import reference
+
+
+def forward(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reference.forward`, natively where the kernel takes x."""
+    library, layout = native.native, _layout(x)
+    if library is None or layout is None:
+        return reference.forward(x, scale, shift, weight, bias, num_groups, eps, silu)
+    operands = _operands(scale, shift, weight, bias)
+    y = torch.empty_like(x)
+    mean = torch.empty((x.shape[0], num_groups))
+    rstd = torch.empty_like(mean)
+    tensors, numbers = _call(x, operands, num_groups, silu, layout)
+    library.ada_group_norm(tensors, numbers, eps, y.data_ptr(), mean.data_ptr(), rstd.data_ptr())
+    return y, mean, rstd
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    silu: bool,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`reference.backward`, natively where the kernel takes x."""
+    library, layout = native.native, _layout(x)
+    if library is None or layout is None:
+        return reference.backward(dy, x, scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
+    operands = _operands(scale, shift, weight, bias)
+    dx = torch.empty_like(x)
+    # A gradient may come in the other memory format or in another dtype.
+    dy = torch.empty_like(x).copy_(dy) if dy.dtype != x.dtype or dy.stride() != x.stride() else dy
+    A = torch.empty((x.shape[0], x.shape[1]))
+    B = torch.empty_like(A)
+    tensors, numbers = _call(x, operands, num_groups, silu, layout)
+    mean, rstd = mean.contiguous(), rstd.contiguous()
+    addresses = (dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), A.data_ptr(), B.data_ptr())
+    library.ada_group_norm_backward(tensors, numbers, *addresses)
+    return dx, *reference.operand_gradients(A, B, scale, shift, weight, bias, needed)
+
+
+def _layout(x: Tensor) -> str | None:
+    """How the kernel would walk x: "contiguous", "channels_last", or None where it would not."""
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
+        return None
+    if x.is_contiguous():
+        return "contiguous"
+    return "channels_last" if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
+
+
+def _operands(*operands: Tensor | None) -> list[Tensor | None]:
+    """float32, channels one after another; a float32 chunk of a larger tensor is taken as it lies."""
+    return [
+        value if value is None or (value.dtype == torch.float32 and value.stride(-1) == 1) else value.float().contiguous()
+        for value in operands
+    ]
+
+
+def _call(
+    x: Tensor, operands: list[Tensor | None], num_groups: int, silu: bool, layout: str
+) -> tuple[list[int], list[int]]:
+    """The two lists that kernels/bindings.cpp's norm_call reads."""
+    scale, shift = operands[:2]
+    batch, channels = x.shape[:2]
+    numbers: list[Any] = [
+        0 if scale is None else scale.stride(0),
+        0 if shift is None else shift.stride(0),
+        batch,
+        channels,
+        num_groups,
+        x.numel() // (batch * channels),
+        silu,
+        layout == "channels_last",
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    ]
+    return [x.data_ptr(), *(0 if value is None else value.data_ptr() for value in operands)], [int(n) for n in numbers]

@@ -1,0 +1,58 @@
+"""Trained for minutes, does a model draw the class that is asked for, as varied as the real images, and no copies?
+
+`make quality` runs the whole protocol and prints its figures; a few seconds of it guard every run of the tests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastcond.data import open_dataset
+from fastcond.evaluation import ClassReport, class_report
+from tests.support.command_lines import sample_here, train_here
+
+pytest.importorskip("sklearn")
+
+
+def judged(run: Path, data: str, cfg: float, n: int, steps: int) -> ClassReport:
+    """Draw n images a label with the command line, and judge them."""
+    out = run.parent / f"{run.name}-cfg-{cfg:g}"
+    flags = ("--label", "all", "--cfg", cfg, "--n", n, "--steps", steps, "--batch-size", 250, "--device", "cpu")
+    assert sample_here("--run", run, *flags, "--out", out) == 0
+    with np.load(out / "samples.npz") as arrays:
+        report = class_report(arrays["images"], arrays["labels"], open_dataset(data))
+    print(
+        f"{data}, cfg {cfg:g}: {n} samples a class, accuracy {report.accuracy:.4f}, "
+        f"lowest {report.class_accuracy.min():.3f} (label {report.class_accuracy.argmin()}), spread {report.spread:.3f}, "
+        f"equal samples {report.repeated}, nearest real image {report.nearest.min():.2f} gray levels away "
+        f"(median {np.median(report.nearest):.2f})"
+    )
+    return report
+
+
+def test_half_a_minute_of_digits(tmp_path: Path) -> None:
+    """A guard: far below the whole protocol, far above what a model that ignores its labels reaches (0.1)."""
+    run = tmp_path / "digits"
+    flags = ("--data", "digits", "--preset", "tiny", "--steps", 250, "--batch-size", 64, "--device", "cpu")
+    assert train_here(*flags, "--out", run) == 0
+    report = judged(run, "digits", cfg=2.5, n=8, steps=25)
+    assert report.accuracy >= 0.8 and report.repeated == 0
+
+
+@pytest.mark.quality
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("data", ["digits", "sprites"])
+def test_three_minutes(data: str, tmp_path: Path) -> None:
+    """At least 99% by name at --cfg 2.5; 95% at --cfg 1, where the spread is that of the real images; no copy."""
+    run = tmp_path / data
+    assert train_here("--data", data, "--minutes", 3, "--device", "cpu", "--out", run) == 0
+    guided = judged(run, data, cfg=2.5, n=200, steps=100)
+    plain = judged(run, data, cfg=1.0, n=200, steps=100)
+    assert guided.accuracy >= 0.99
+    assert plain.accuracy >= 0.95
+    assert 0.8 <= plain.spread <= 1.2
+    assert guided.nearest.min() > 0 and plain.nearest.min() > 0
+    assert plain.repeated == 0
