@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -82,8 +84,9 @@ class UNetConfig:
                 f"{channels} channels cannot be divided into {self.norm_num_groups} groups; change norm_num_groups",
             )
         for level, channels in enumerate(self.block_out_channels):
+            attends = self.has_attention(level) or level == len(self.block_out_channels) - 1  # the middle block always
             _require(
-                not self.has_attention(level) or channels % self.attention_head_dim == 0,
+                not attends or channels % self.attention_head_dim == 0,
                 f"{channels} channels cannot be divided into heads of {self.attention_head_dim}; change attention_head_dim",
             )
         _require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must lie in [0, 1)")
@@ -301,9 +304,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
     """Rebuild a config dataclass from `to_dict`'s dictionary.
 
-    Raises: ValueError naming a key that is unknown or missing, so that a file of another version is not half-read.
+    Raises: ValueError naming a key that is unknown, missing or of another type, so that a file of another version is not
+        half-read.
     """
     nested = {"network": UNetConfig, "diffusion": DiffusionConfig, "training": TrainingConfig, "data": DataConfig}
+    hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     _require(isinstance(values, Mapping), f"{where or 'config'} is not an object of named values")
     for key in values:
@@ -317,5 +322,22 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
         value = values[name]
         if kind is RunConfig:
             value = from_dict(nested[name], value, name)
-        arguments[name] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        _require(_fits(value, hints[name]), f"{name} in {where or kind.__name__} is {value!r}, a value of another type")
+        arguments[name] = value
     return kind(**arguments)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` may stand in a field annotated `hint`; which strings a Literal allows is the dataclass's own check."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        kinds = [parts[0]] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)

@@ -40,6 +40,8 @@ TRAJECTORY = {"atol": 2e-5, "rtol": 0.0}
 ONE_STEP = {"atol": 5e-6, "rtol": 1e-6}
 # Two float32 networks that sum the same terms in another order, relative to the largest output: depth times 6e-8.
 NETWORK_RELATIVE = 1e-5
+# sin and cos of t f in float32, t up to 999: f is known to 1.2e-7 relatively, so the angle to 1.2e-4.
+SINUSOID = {"atol": 1.2e-4, "rtol": 0.0}
 # Closed forms in float64 on both sides.
 FP64 = {"atol": 1e-12, "rtol": 1e-9}
 # Float rounding of a pixel before it is rounded to 8 bits moves it by one level at most.
@@ -60,7 +62,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 def floor(dtype: torch.dtype, expected: Tensor, magnitude: float | None = None, terms: int = 1) -> float:
     """The floor of the parity rule; `magnitude` is m (default: the largest |y|), `terms` is n."""
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    largest = float(expected.detach().abs().max()) if expected.numel() else 0.0
     magnitude = largest if magnitude is None else max(magnitude, largest)
     arithmetic = DEPENDENT_OPERATIONS * unit_roundoff(arithmetic_dtype(dtype)) * magnitude * math.sqrt(terms)
     return unit_roundoff(dtype) * largest + arithmetic
@@ -69,7 +71,7 @@ def floor(dtype: torch.dtype, expected: Tensor, magnitude: float | None = None, 
 def largest_error(actual: Tensor, expected: Tensor) -> float:
     """max |actual - expected| in float64."""
     assert actual.shape == expected.shape, f"{list(actual.shape)} against {list(expected.shape)}"
-    return float((actual.double() - expected.double()).abs().max()) if actual.numel() else 0.0
+    return float((actual.detach().double() - expected.detach().double()).abs().max()) if actual.numel() else 0.0
 
 
 def assert_within_floor(what: str, actual: Tensor, expected: Tensor, *, magnitude: float | None = None, terms: int = 1) -> None:
@@ -89,5 +91,5 @@ def assert_parity(
 
 def assert_network_close(actual: Tensor, expected: Tensor) -> None:
     """Outputs of two float32 networks that differ in the order of their sums only."""
-    error, allowed = largest_error(actual, expected), NETWORK_RELATIVE * float(expected.abs().max())
+    error, allowed = largest_error(actual, expected), NETWORK_RELATIVE * float(expected.detach().abs().max())
     assert error <= allowed, f"error {error:.3g}, {allowed:.3g} allowed"

@@ -153,13 +153,14 @@ def _sample_batch(
 
 @contextmanager
 def _evaluating(model: ConditionalUNet) -> Iterator[None]:
-    """Eval mode inside, the mode of before outside."""
-    was_training = model.training
+    """Eval mode inside, every module's mode of before outside."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 def _integers(name: str, values: Sequence[int] | np.ndarray | Tensor, largest: int) -> np.ndarray:

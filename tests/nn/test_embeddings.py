@@ -9,7 +9,7 @@ import torch
 
 from fastcond.nn import drop_labels
 from fastcond.nn.embeddings import sinusoidal_embedding
-from tests.tolerances import NETWORK_RELATIVE
+from tests.tolerances import SINUSOID
 
 
 @pytest.mark.parametrize("dim", [2, 48, 192])
@@ -17,7 +17,7 @@ def test_timesteps_are_embedded_as_diffusers_does(dim: int) -> None:
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     timestep = torch.tensor([0, 1, 17, 500, 999])
     expected = embeddings.get_timestep_embedding(timestep, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
-    torch.testing.assert_close(sinusoidal_embedding(timestep, dim), expected, atol=NETWORK_RELATIVE, rtol=0)
+    torch.testing.assert_close(sinusoidal_embedding(timestep, dim), expected, **SINUSOID)
 
 
 def test_timesteps_are_embedded_by_the_formula() -> None:

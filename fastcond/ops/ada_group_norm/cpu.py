@@ -1,4 +1,4 @@
-"""The native CPU kernel's launchers. What it does not take (fp16, fp64, other strides, no library) runs the reference."""
+"""The native CPU kernel's launchers. fp16 is widened for it; fp64, other strides and no library run the reference."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ def forward(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reference.forward`, natively where the kernel takes x."""
+    if x.dtype == torch.float16 and native.native is not None:
+        y, mean, rstd = forward(x.float(), scale, shift, weight, bias, num_groups, eps, silu)
+        return y.half(), mean, rstd
     library, layout = native.native, _layout(x)
     if library is None or layout is None:
         return reference.forward(x, scale, shift, weight, bias, num_groups, eps, silu)
@@ -48,6 +51,9 @@ def backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.backward`, natively where the kernel takes x."""
+    if x.dtype == torch.float16 and native.native is not None:
+        dx, *others = backward(dy, x.float(), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
+        return dx.half(), *others
     library, layout = native.native, _layout(x)
     if library is None or layout is None:
         return reference.backward(dy, x, scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
@@ -61,7 +67,7 @@ def backward(
     mean, rstd = mean.contiguous(), rstd.contiguous()
     addresses = (dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), A.data_ptr(), B.data_ptr())
     library.ada_group_norm_backward(tensors, numbers, *addresses)
-    return dx, *reference.operand_gradients(A, B, scale, shift, weight, bias, needed)
+    return dx if needed[0] else x.new_empty(0), *reference.operand_gradients(A, B, scale, shift, weight, bias, needed)
 
 
 def _layout(x: Tensor) -> str | None:
@@ -81,9 +87,7 @@ def _operands(*operands: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def _call(
-    x: Tensor, operands: list[Tensor | None], num_groups: int, silu: bool, layout: str
-) -> tuple[list[int], list[int]]:
+def _call(x: Tensor, operands: list[Tensor | None], num_groups: int, silu: bool, layout: str) -> tuple[list[int], list[int]]:
     """The two lists that kernels/bindings.cpp's norm_call reads."""
     scale, shift = operands[:2]
     batch, channels = x.shape[:2]

@@ -29,7 +29,7 @@ FASTCOND_INLINE void store(BFloat16& target, float value) {
     target.bits = uint16_t(value == value ? rounded : nan);
 }
 
-// e^v, relative error below 1e-7, for v in [-87, 87]; clamped outside, where NaN counts as 87.
+// e^v, relative error below 1e-7, for v in [-87, 87]; clamped outside, but NaN for plus infinity and for NaN.
 // v = n ln 2 + r with |r| <= ln(2)/2: the series of e^r up to r^7 leaves out less than 6e-9, and 2^n is an exponent.
 FASTCOND_INLINE float exp_clamped(float v) {
     // As integers, magnitudes are ordered alike, and a minimum of them is one instruction; a comparison of floats would be
@@ -49,7 +49,9 @@ FASTCOND_INLINE float exp_clamped(float v) {
         r * (1.0f +
              r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720 + r * (1.0f / 5040)))))));
     const uint32_t exponent = (bits_of(shifted) - bits_of(shifter)) << 23;
-    return float_of(bits_of(series) + exponent);
+    // 0, but NaN where v is plus infinity or NaN: silu(-infinity) is NaN in PyTorch, and so it is here.
+    const float positive = float_of(int32_t(bits) > 0 ? bits : 0u);
+    return float_of(bits_of(series) + exponent) + (positive - positive);
 }
 
 FASTCOND_INLINE float silu(float u) { return u / (1.0f + exp_clamped(-u)); }

@@ -1,0 +1,85 @@
+"""The native ada_group_norm alone: every instruction set and any number of threads give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastcond.ops import native
+from tests.support.ada_group_norm import Case, check_parity, value_and_gradients
+
+if native.native is None:
+    pytest.skip("the native library was not built", allow_module_level=True)
+
+SETS = native.native.instruction_sets()
+CASES = [
+    Case((3, 12, 5, 7), 4),
+    Case((2, 98, 3, 3), 1, silu=False),
+    Case((4, 32, 16, 16), 8, affine=False),
+    Case((2, 7, 1, 1), 7, conditioning="none"),
+    Case((5, 66, 13, 3), 2, conditioning="none", affine=False),
+    Case((1, 64, 64, 65), 2),
+]
+VARIANTS = [
+    replace(case, dtype=dtype, channels_last=last)
+    for case in CASES
+    for dtype in (torch.float32, torch.bfloat16)
+    for last in (False, True)
+]
+
+
+@pytest.fixture(autouse=True)
+def best_instruction_set() -> Iterator[None]:
+    yield
+    native.native.use_instruction_set(SETS[-1])
+
+
+def bits(case: Case) -> list[torch.Tensor]:
+    """Output and gradients."""
+    operands = case.operands()
+    return list(value_and_gradients(case.ours(operands), operands, case.upstream()).values())
+
+
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_every_instruction_set_and_thread_count_gives_the_same_bits(case: Case) -> None:
+    native.native.use_instruction_set("baseline")
+    torch.set_num_threads(1)
+    alone = bits(case)
+    try:
+        for name in SETS:
+            for threads in (1, 2, 5):
+                native.native.use_instruction_set(name)
+                torch.set_num_threads(threads)
+                assert all(torch.equal(a, b) for a, b in zip(alone, bits(case), strict=True)), (name, threads)
+    finally:
+        torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_every_instruction_set_follows_the_parity_rule(name: str, case: Case) -> None:
+    native.native.use_instruction_set(name)
+    check_parity(case)
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="instruction set mmx is not there"):
+        native.native.use_instruction_set("mmx")
+
+
+def test_the_native_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fall-back that nobody notices would make every test of this file empty."""
+    called: list[str] = []
+
+    class Spy:
+        def __getattr__(self, name: str) -> object:
+            called.append(name)
+            return getattr(library, name)
+
+    library = native.native
+    monkeypatch.setattr(native, "native", Spy())
+    bits(CASES[0])
+    assert called == ["ada_group_norm", "ada_group_norm_backward"]
