@@ -13,6 +13,7 @@ import torch
 
 from fastcond.ops import native
 from fastcond.ops.philox import op, reference
+from tests.tolerances import NORMALS
 
 SIZES = [(16, 3, 16, 16), (64, 3, 64, 64)]
 STREAM = 1
@@ -44,7 +45,7 @@ def bench_native(benchmark: Any, threads: int, size: tuple[int, ...]) -> None:
         pytest.skip("the native library is not built")
     seeds, step = inputs(size)
     expected = reference.philox_normal(seeds, step, size[1:], STREAM)
-    torch.testing.assert_close(op.philox_normal_op(seeds, step, size[1:], STREAM), expected, atol=4e-7, rtol=1e-6)
+    torch.testing.assert_close(op.philox_normal_op(seeds, step, size[1:], STREAM), expected, **NORMALS)
     time(benchmark, threads, size, lambda: op.philox_normal_op(seeds, step, size[1:], STREAM))
 
 

@@ -235,7 +235,7 @@ PRESETS: Mapping[str, Preset] = {
         },
         training={"steps": 5_000, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 100},
     ),
-    # The blog's and the sprite course's size: 16x16, about 6M parameters.
+    # The size of the blog and of the sprite course: 16x16, about 5M parameters.
     "sprites": Preset(
         network={"block_out_channels": (64, 128), "layers_per_block": 2, "attention_resolutions": (8,)},
         training={"steps": 50_000, "batch_size": 128, "learning_rate": 5e-4, "warmup_steps": 500},

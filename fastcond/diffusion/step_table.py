@@ -37,7 +37,7 @@ class StepTable:
     def from_columns(cls, timesteps: Tensor, columns: Mapping[str, Tensor]) -> StepTable:
         """Build a table from float64 [N] columns; a column that is absent is 0, an absent c is infinite (no clamping).
 
-        Raises: ValueError for an unknown column or a value that is not a number.
+        Raises: ValueError for an unknown column, a c that is not positive, or a value that is not a number.
         """
         rows = len(timesteps)
         table = torch.zeros(rows, len(COLUMNS), dtype=torch.float64)
@@ -46,6 +46,8 @@ class StepTable:
             if name not in COLUMNS:
                 raise ValueError(f"unknown column {name!r}; a step table has {', '.join(COLUMNS)}")
             table[:, COLUMNS.index(name)] = column
+        if bool((table[:, COLUMNS.index("c")] <= 0).any()):
+            raise ValueError(f"clip is {float(table[:, COLUMNS.index('c')].min()):g}; it must be positive (inf turns it off)")
         if bool(table.isnan().any()):
             raise ValueError("a coefficient of the step table is not a number; the schedule does not suit this sampler")
         return cls(

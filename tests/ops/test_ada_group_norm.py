@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcond.ops import ada_group_norm, native
+from fastcond.ops import ada_group_norm
 from fastcond.ops.ada_group_norm.op import ada_group_norm_backward, ada_group_norm_forward
 from tests.support.ada_group_norm import OPERANDS, Case, check_parity, exactly, largest_terms, leaf, value_and_gradients
+from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
 from tests.tolerances import assert_within_floor
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -35,17 +36,6 @@ CASES = st.builds(
 # Above 32768 numbers PyTorch shares a sum out among threads; the last element of a vector register is another case.
 LARGE_GROUP = Case((2, 3, 128, 131), 1, conditioning="chunk")
 LARGE_CHANNEL = Case((2, 1, 128, 300), 1, conditioning="chunk")
-
-
-@pytest.fixture(scope="module", params=["native", "reference"], autouse=True)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs on the native kernel and on the reference."""
-    library = native.native
-    if request.param == "native" and library is None:
-        pytest.skip("the native library was not built")
-    native.native = library if request.param == "native" else None
-    yield request.param
-    native.native = library
 
 
 @settings(max_examples=150)

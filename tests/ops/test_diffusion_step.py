@@ -16,6 +16,7 @@ from fastcond.ops import diffusion_step, philox_normal
 from fastcond.ops.diffusion_step.op import diffusion_step_functional
 from fastcond.ops.diffusion_step.op import diffusion_step_into as diffusion_step_into_op
 from fastcond.ops.philox import STEP_NOISE
+from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
 from tests.support.samplers import DIFFUSERS_PREDICTION, run_scheduler, run_table, seeds_of, wavy_network
 from tests.tolerances import ONE_STEP, TRAJECTORY
 
@@ -80,16 +81,18 @@ def assert_follows_formula(table: StepTable, row: int, given_inputs: dict[str, A
     shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
     channels_last=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    guidance=st.sampled_from([0.0, 1.0, 2.5, -1.0]),
+    guidance=st.sampled_from([0.0, 1.0, 2.5, -1.0, None]),
     clip=st.sampled_from([1.0, 1.5, float("inf")]),
     row=st.integers(0, ROWS - 1),
     seed=st.integers(0, 99),
 )
 def test_a_row_is_its_formula(
-    shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, guidance: float, clip: float, row: int, seed: int
+    shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, guidance: float | None, clip: float, row: int, seed: int
 ) -> None:
-    given_inputs = inputs(shape, channels_last=channels_last, dtype=dtype)
-    assert_follows_formula(full_table(clip, seed), row, given_inputs, guidance)
+    given_inputs: dict[str, Any] = inputs(shape, channels_last=channels_last, dtype=dtype)
+    if guidance is None:
+        given_inputs["out_uncond"] = None
+    assert_follows_formula(full_table(clip, seed), row, given_inputs, 1.0 if guidance is None else guidance)
 
 
 def test_guidance_may_differ_from_image_to_image() -> None:

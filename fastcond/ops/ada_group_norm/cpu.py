@@ -52,8 +52,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.backward`, natively where the kernel takes x."""
     if x.dtype == torch.float16 and native.native is not None:
-        dx, *others = backward(dy, x.float(), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
-        return dx.half(), *others
+        wide = backward(dy, x.float(), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
+        return wide[0].half(), wide[1], wide[2], wide[3], wide[4]
     library, layout = native.native, _layout(x)
     if library is None or layout is None:
         return reference.backward(dy, x, scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)

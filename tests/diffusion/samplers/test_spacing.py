@@ -31,7 +31,7 @@ def test_timesteps_fall_strictly_within_the_schedule(T: int, data: st.DataObject
     steps = data.draw(st.integers(1, T))
     t = spaced_timesteps(T, steps, spacing)
     assert t.dtype == torch.int64 and t.shape == (steps,)
-    assert bool((t[1:] < t[:-1]).all()) and 0 <= int(t[-1]) and int(t[0]) < T
+    assert bool((t[1:] < t[:-1]).all()) and int(t[-1]) >= 0 and int(t[0]) < T
     if spacing != "leading":
         assert int(t[0]) == T - 1
     if spacing == "leading" or (spacing == "linspace" and steps > 1):
