@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find kernels -n
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      train on the built-in sprites for 4.5 minutes, then draw every label"
+	@echo "make demo      train on the built-in sprites for 5 minutes, then draw every label"
 	@echo "make test      run all tests"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make format    let ruff format the sources"
@@ -18,7 +18,7 @@ help:
 	@echo "make clean     remove the environment and what tools left behind; runs/ and samples/ stay"
 
 demo: $(VENV)/.run
-	$(RUN) -m fastcond.train --data sprites --preset tiny --minutes 4.5 --out runs/demo --resume
+	$(RUN) -m fastcond.train --data sprites --preset tiny --minutes 5 --out runs/demo --resume
 	$(RUN) -m fastcond.sample --run runs/demo --label all --cfg 2.5 --n 8 --out samples/demo
 	@echo "The picture, one row a label: $(CURDIR)/samples/demo/grid.png"
 

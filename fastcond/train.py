@@ -93,9 +93,9 @@ def build_parser() -> Parser:
     network.add_argument("--preset", choices=["auto", *PRESETS], help="network size (default auto: by image size and device)")
     network.add_argument("--conditioning", choices=CONDITIONINGS, help="how labels enter (default the preset's)")
     network.add_argument("--dropout", type=number, help="dropout in the blocks (default the preset's)")
-    network.add_argument("--schedule", choices=SCHEDULES, help="noise schedule (default linear)")
+    network.add_argument("--schedule", choices=SCHEDULES, help="noise schedule (default the preset's)")
     network.add_argument("--timesteps", type=whole_number, metavar="T", help="timesteps of the schedule (default 1000)")
-    network.add_argument("--prediction", choices=PREDICTIONS, help="what the network predicts (default eps)")
+    network.add_argument("--prediction", choices=PREDICTIONS, help="what the network predicts (default the preset's)")
     network.add_argument("--zero-terminal-snr", action=toggle, help="end the schedule in pure noise; needs v or x_0")
     training = parser.add_argument_group("training")
     training.add_argument("--batch-size", type=whole_number, metavar="B", help="images a step (default the preset's)")
@@ -135,7 +135,7 @@ def new_config(options: argparse.Namespace, data: LabelledImages, device: torch.
             out_channels=data.channels,
             **network,
         ),
-        diffusion=DiffusionConfig(**_given(options, _DIFFUSION)),
+        diffusion=DiffusionConfig(**{**preset.diffusion, **_given(options, _DIFFUSION)}),
         training=TrainingConfig(**training),
         data=DataConfig(**{"source": "sprites", **_given(options, _DATA)}),
     )

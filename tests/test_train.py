@@ -114,7 +114,7 @@ def test_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
         (("--lr", "0.5"), ("--lr 0.5",)),
         (("--seed", "4"), ("--seed 4",)),
         (("--preset", "sprites"), ("--preset sprites",)),
-        (("--prediction", "v"), ("--prediction v", "eps")),
+        (("--prediction", "x_0"), ("--prediction x_0", "v")),
         (("--flip",), ("--flip",)),
     ],
 )
@@ -225,7 +225,7 @@ class TestErrors:
 
     def test_impossible_settings(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         digits = ("--data", "digits")
-        self.check(tmp_path, capsys, (*digits, "--zero-terminal-snr"), "prediction v or x_0")
+        self.check(tmp_path, capsys, (*digits, "--zero-terminal-snr", "--prediction", "eps"), "prediction v or x_0")
         self.check(tmp_path, capsys, (*digits, "--batch-size", "10", "--accumulate", "4"), "10", "4 equal")
         self.check(tmp_path, capsys, (*digits, "--label-dropout", "1.5"), "1.5")
         self.check(tmp_path, capsys, (*digits, "--minutes", "-1"), "-1")

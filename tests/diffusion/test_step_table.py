@@ -33,7 +33,7 @@ def test_absent_columns_are_zero_and_absent_clamping_is_off() -> None:
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_table_knows_whether_it_needs_history_and_noise(name: str) -> None:
-    table = StepTable.from_columns(TIMESTEPS, {name: column(0, 0.5, 0)})
+    table = StepTable.from_columns(TIMESTEPS, {name: column(1, 0.5, 1)})
     assert table.keeps_history == (name == "k_h") and table.draws_noise == (name == "k_n")
 
 
@@ -52,3 +52,9 @@ def test_unknown_column_is_refused() -> None:
 def test_a_coefficient_that_is_no_number_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not a number"):
         StepTable.from_columns(TIMESTEPS, {name: column(1, float("nan"), 1)})
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0])
+def test_a_clamp_that_is_not_positive_is_refused(clip: float) -> None:
+    with pytest.raises(ValueError, match=f"clip is {clip:g}; it must be positive"):
+        StepTable.from_columns(TIMESTEPS, {"c": column(1, clip, 1)})
