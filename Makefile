@@ -20,7 +20,6 @@ help:
 demo: $(VENV)/.run
 	$(RUN) -m fastcond.train --data sprites --preset tiny --minutes 5 --out runs/demo --resume
 	$(RUN) -m fastcond.sample --run runs/demo --label all --cfg 2.5 --n 8 --out samples/demo
-	@echo "The picture, one row a label: $(CURDIR)/samples/demo/grid.png"
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest

@@ -7,13 +7,16 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one line, with exit code 2."""
+    """An ArgumentParser whose complaints are one line, with exit code 2, and whose flags are written in full."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave."""
@@ -24,26 +27,31 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[argparse.Namespace], int], parser: Parser, arguments: Sequence[str] | None = None) -> int:
     """Parse, call `main`, and turn an error of the user's or of the machine's into one line and exit code 2.
 
-    --debug shows the traceback. Warnings are one line too.
+    --debug shows the traceback. Warnings are one line too. A programming error keeps its traceback.
     """
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     options = parser.parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"{parser.prog}: warning: {message}\n"
     try:
         return main(options)
-    except (ValueError, OSError) as error:
-        if options.debug:
-            raise
-        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
-    except torch.OutOfMemoryError as error:
-        if options.debug:
+    except Exception as error:
+        message = _user_message(error)
+        if message is None or options.debug:
             raise
-        print(f"{parser.prog}: error: out of memory ({_one_line(error)}); use a smaller --batch-size", file=sys.stderr)
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
         return 2
+
+
+def _user_message(error: Exception) -> str | None:
+    """The line for an error of the user's or of the machine's; None for an error of the program's."""
+    # PyTorch's allocator on a CPU raises a plain RuntimeError.
+    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if out_of_memory or isinstance(error, OverflowError):
+        return f"out of memory ({_one_line(error)}); use a smaller --batch-size, --n or --size"
+    return _one_line(error) if isinstance(error, ValueError | OSError) else None
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,10 @@ def image_grid(images: np.ndarray, columns: int, row_names: Sequence[str] | None
 
 
 def write_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG whole: under another name first, then renamed."""
+    """Write a PNG, making its folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path) as partial:
         picture.save(partial, format="PNG")
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def write_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 60, last_ms: int = 2000) -> None:
@@ -67,4 +63,18 @@ def write_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 60, las
         colours.paste(frame.resize((width, height), Image.Resampling.NEAREST), (0, i * height))
     palette = colours.quantize(256)
     paletted = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    paletted[0].save(path, format="GIF", save_all=True, append_images=paletted[1:], duration=durations, loop=0)
+    with whole_file(path) as partial:
+        paletted[0].save(partial, format="GIF", save_all=True, append_images=paletted[1:], duration=durations, loop=0)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that takes its name when it is complete. Raises OSError naming `path` where it cannot be."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, f"could not be written: {error.strerror or error}", str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)

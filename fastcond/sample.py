@@ -5,29 +5,38 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from fastcond.command_line import Parser, choose_device, number, run, seed_number, whole_number
-from fastcond.diffusion import SAMPLERS
+from fastcond.diffusion import SAMPLERS, StepTable
 from fastcond.engine import generate, step_table, to_uint8
-from fastcond.images import image_grid, to_picture, write_gif, write_png
-from fastcond.training import load_run
+from fastcond.images import image_grid, to_picture, whole_file, write_gif, write_png
+from fastcond.training import Run, load_run
 
-NULL_NAME = "null"
+ALL_NAME, NULL_NAME = "all", "null"
 _MOST_COLUMNS = 10
 _GIF_FRAMES = 50
+_STEPS = 100
 
 
 def build_parser() -> Parser:
     """The flags of the command line."""
     parser = Parser(prog="python -m fastcond.sample", description="Draw images of chosen labels from a trained run.")
-    parser.add_argument("--label", required=True, help="index, class name, comma list of them, 'all', or 'null' for no condition")
+    parser.add_argument(
+        "--label",
+        required=True,
+        help="class name, index (where no class is named so), 'all', 'null' for no condition, or a comma list of these",
+    )
     parser.add_argument("--cfg", type=number, default=1.0, metavar="W", help="guidance w in u + w(c-u); 1 is off (default 1)")
     parser.add_argument(
         "--cfg-interval",
@@ -40,7 +49,7 @@ def build_parser() -> Parser:
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint (default the last)")
     parser.add_argument("--n", type=whole_number, default=16, help="images a label (default 16)")
     parser.add_argument("--sampler", default="ddpm", choices=list(SAMPLERS), help="default ddpm")
-    parser.add_argument("--steps", type=whole_number, default=100, help="steps of the sampler (default 100)")
+    parser.add_argument("--steps", type=whole_number, help="steps of the sampler (default 100, at most the model's timesteps)")
     parser.add_argument("--variance", choices=["fixed_small", "fixed_large"], help="of ddpm's noise (default fixed_small)")
     parser.add_argument("--eta", type=number, help="noise of ddim, 0 (none, the default) to 1")
     parser.add_argument("--seed", type=seed_number, default=0, help="image i of a label depends on (seed, i) (default 0)")
@@ -56,15 +65,15 @@ def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
 
     Raises: ValueError for an index out of range or a name that is unknown, with the list of those that are known.
     """
-    if text == "all" and "all" not in class_names:
-        return list(range(len(class_names)))
     known = {name: label for label, name in enumerate(class_names)}
     # A class may have a comma in its name, or a number for a name.
     words = [text] if text in known else [word.strip() for word in text.split(",")]
-    labels = []
+    labels: list[int] = []
     for word in words:
         if word in known:
             labels.append(known[word])
+        elif word == ALL_NAME:
+            labels += range(len(class_names))
         elif word == NULL_NAME:
             labels.append(len(class_names))
         elif re.fullmatch(r"-?\d+", word) and 0 <= int(word) < len(class_names):
@@ -75,38 +84,70 @@ def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
             raise ValueError(f"--label {word!r} is no class of this run; it knows {names}{more}, all and null")
     repeated = {label for label in labels if labels.count(label) > 1}
     if repeated:
-        raise ValueError(f"--label names class {repeated.pop()} twice; use --n for more images of it")
+        raise ValueError(f"--label names class {min(repeated)} twice; use --n for more images of it")
     return labels
 
 
-def free_folder(wanted: Path) -> Path:
-    """Make and return `wanted`, or `wanted`-2, -3, ... where samples are there already: nothing is overwritten."""
+@contextmanager
+def free_folder(wanted: Path) -> Iterator[Path]:
+    """A new folder: `wanted`, or `wanted`-2, -3, ... where something lies there already. Gone again if left empty by an error."""
     folder, number = wanted, 1
-    while (folder / "samples.npz").exists():
+    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
+        folder = wanted.resolve().with_name(f"{wanted.resolve().name}-{number}")
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def main(options: argparse.Namespace) -> int:
     """Load, draw, write."""
     loaded = load_run(options.run, step=options.checkpoint, device=choose_device(options.device))
     labels = choose_labels(options.label, loaded.class_names)
-    names = [*loaded.class_names, NULL_NAME]
     settings = {"variance": ("ddpm", options.variance), "eta": ("ddim", options.eta)}
     for flag, (sampler, value) in settings.items():
         if value is not None and options.sampler != sampler:
             raise ValueError(f"--{flag} is a setting of {sampler}; leave it out or use --sampler {sampler}")
     given = {flag: value for flag, (_, value) in settings.items() if value is not None}
-    table = step_table(loaded.model, partial(SAMPLERS[options.sampler], **given), options.steps)
-    n = options.n
-    all_labels = np.repeat(labels, n)
-    indices = np.tile(np.arange(n), len(labels))
+    steps = options.steps or min(_STEPS, loaded.model.diffusion.num_timesteps)
+    table = step_table(loaded.model, partial(SAMPLERS[options.sampler], **given), steps)
+    uses_null = options.cfg != 1.0 or len(loaded.class_names) in labels
+    if uses_null and loaded.config.training.label_dropout == 0:
+        warnings.warn(
+            "this run was trained with --label-dropout 0, so it never saw the null label that this draws with", stacklevel=1
+        )
+    with free_folder(Path(options.out)) as folder:
+        samples = _draw(loaded, table, labels, options)
+        _write(samples, folder, [*loaded.class_names, NULL_NAME])
+    print(
+        f"drew {len(samples.images)} images of {len(labels)} labels from step {loaded.step} of {options.run} "
+        f"with {options.sampler}, {table.num_rows} steps, cfg {options.cfg:g}: {folder / 'grid.png'}"
+    )
+    return 0
 
-    frame_rows = set(np.unique(np.linspace(0, table.num_rows - 1, min(_GIF_FRAMES, table.num_rows)).round().astype(int)))
-    frames: dict[int, list[np.ndarray]] = {row: [] for row in sorted(frame_rows)} if options.gif else {}
-    with tqdm(total=len(all_labels) * table.num_rows, unit="step", desc="sampling", disable=None, leave=False) as bar:
+
+@dataclass(frozen=True)
+class _Samples:
+    """images uint8 [N, H, W, C], `n` of each of `labels`; seeds int64 [N, 2]; frames of the denoising, each like images."""
+
+    images: np.ndarray
+    labels: list[int]
+    n: int
+    seeds: np.ndarray
+    frames: list[np.ndarray]
+
+
+def _draw(loaded: Run, table: StepTable, labels: list[int], options: argparse.Namespace) -> _Samples:
+    """Generate, with a progress bar."""
+    n, rows = options.n, table.num_rows
+    indices = np.tile(np.arange(n), len(labels))
+    shown = np.linspace(0, rows - 1, min(_GIF_FRAMES, rows) if options.gif else 0).round()
+    frames: dict[int, list[np.ndarray]] = {int(row): [] for row in shown}
+    with tqdm(total=len(indices) * rows, unit="step", desc="sampling", disable=None, leave=False) as bar:
 
         def on_step(row: int, first: int, x_0: Tensor) -> None:
             bar.update(len(x_0))
@@ -115,7 +156,7 @@ def main(options: argparse.Namespace) -> int:
 
         images = generate(
             loaded.model,
-            all_labels,
+            np.repeat(labels, n),
             guidance=options.cfg,
             sampler=table,
             seed=options.seed,
@@ -124,32 +165,32 @@ def main(options: argparse.Namespace) -> int:
             guidance_interval=tuple(options.cfg_interval) if options.cfg_interval else None,
             on_step=on_step,
         )
-
-    folder = free_folder(Path(options.out))
     seeds = np.stack([np.full(len(indices), options.seed), indices], axis=1)
-    np.savez(folder / "samples.npz", images=images, labels=all_labels, seeds=seeds)
-    for image, label, index in zip(images, all_labels, indices, strict=True):
+    return _Samples(images, labels, n, seeds, [np.concatenate(parts) for parts in frames.values()])
+
+
+def _write(samples: _Samples, folder: Path, names: Sequence[str]) -> None:
+    """samples.npz, single PNGs, grid.png and, where there are frames, denoising.gif."""
+    each = np.repeat(samples.labels, samples.n)
+    with whole_file(folder / "samples.npz") as partial_path, partial_path.open("wb") as file:
+        np.savez(file, images=samples.images, labels=each, seeds=samples.seeds)
+    for image, label, (_, index) in zip(samples.images, each, samples.seeds, strict=True):
         slug = re.sub(r"[^\w-]+", "-", names[label])
         write_png(to_picture(image), folder / f"{label}-{slug}-{index:05d}.png")
-    columns = min(n, _MOST_COLUMNS)
-    rows_a_label = -(-n // columns)
-    row_names = [names[label] if row == 0 else "" for label in labels for row in range(rows_a_label)]
+    columns = min(samples.n, _MOST_COLUMNS)
+    rows_a_label = -(-samples.n // columns)
+    row_names = [names[label] if row == 0 else "" for label in samples.labels for row in range(rows_a_label)]
 
-    def grid(flat: np.ndarray) -> np.ndarray:
-        """Pad each label's images with white to whole rows."""
-        per_label = flat.reshape(len(labels), n, *flat.shape[1:])
-        padding = [(0, 0), (0, rows_a_label * columns - n), (0, 0), (0, 0), (0, 0)]
-        return np.pad(per_label, padding, constant_values=255).reshape(-1, *flat.shape[1:])
+    def grid(images: np.ndarray) -> Image.Image:
+        # Each label's images are padded with white to whole rows.
+        per_label = images.reshape(len(samples.labels), samples.n, *images.shape[1:])
+        padding = [(0, 0), (0, rows_a_label * columns - samples.n), (0, 0), (0, 0), (0, 0)]
+        padded = np.pad(per_label, padding, constant_values=255)
+        return image_grid(padded.reshape(-1, *images.shape[1:]), columns, row_names)
 
-    write_png(image_grid(grid(images), columns, row_names), folder / "grid.png")
-    if options.gif:
-        pictures = [image_grid(grid(np.concatenate(parts)), columns, row_names) for parts in frames.values()]
-        write_gif(pictures, folder / "denoising.gif")
-    print(
-        f"drew {len(images)} images of {len(labels)} labels from step {loaded.step} of {options.run} "
-        f"with {options.sampler}, {table.num_rows} steps, cfg {options.cfg:g}: {folder / 'grid.png'}"
-    )
-    return 0
+    write_png(grid(samples.images), folder / "grid.png")
+    if samples.frames:
+        write_gif([grid(frame) for frame in samples.frames], folder / "denoising.gif")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import shlex
 import signal
 import sys
 import time
@@ -14,56 +14,17 @@ import torch
 from tqdm import tqdm
 
 from fastcond.command_line import Parser, choose_device, image_size, number, run, seed_number, whole_number
-from fastcond.config import (
-    CONDITIONINGS,
-    LR_SCHEDULES,
-    PRECISIONS,
-    PREDICTIONS,
-    PRESETS,
-    SCHEDULES,
-    DataConfig,
-    DiffusionConfig,
-    RunConfig,
-    TrainingConfig,
-    UNetConfig,
-    choose_preset,
-)
+from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, PRESETS, SCHEDULES, WEIGHTINGS
 from fastcond.data import LabelledImages, open_dataset
 from fastcond.engine import generate
 from fastcond.images import image_grid, write_png
 from fastcond.nn import ConditionalUNet
 from fastcond.training import Intervals, Progress, RunDirectory, Trainer
+from fastcond.training.configure import new_config, require_same_kind, resumed_config
 from fastcond.training.distributed import join_process_group
 
 _GRID_COLUMNS, _GRID_ROWS, _GRID_STEPS, _GRID_GUIDANCE = 8, 10, 25, 2.0
 _SECONDS_BETWEEN_LINES = 30.0
-
-# Flag -> field, by section of the run's config. A flag that is not given is None and leaves the preset's or stored value.
-_NETWORK = {"conditioning": "conditioning", "dropout": "dropout"}
-_DIFFUSION = {
-    "schedule": "schedule",
-    "timesteps": "num_timesteps",
-    "prediction": "prediction",
-    "zero_terminal_snr": "zero_terminal_snr",
-}
-_TRAINING = {
-    "batch_size": "batch_size",
-    "accumulate": "accumulation",
-    "lr": "learning_rate",
-    "lr_schedule": "lr_schedule",
-    "warmup": "warmup_steps",
-    "weight_decay": "weight_decay",
-    "clip": "clip_grad_norm",
-    "ema": "ema_decay",
-    "label_dropout": "label_dropout",
-    "loss": "weighting",
-    "balance": "balanced",
-    "flip": "flip",
-    "precision": "precision",
-    "compile": "compile",
-    "seed": "seed",
-}
-_DATA = {"data": "source", "labels": "labels", "size": "size"}
 
 
 def build_parser() -> Parser:
@@ -107,7 +68,7 @@ def build_parser() -> Parser:
     training.add_argument("--clip", type=number, help="largest gradient norm (default 1)")
     training.add_argument("--ema", type=number, help="largest decay of the weight average (default 0.9999)")
     training.add_argument("--label-dropout", type=number, help="share of labels hidden, for --cfg in sampling (default 0.1)")
-    training.add_argument("--loss", choices=["mse", "min_snr"], help="default mse")
+    training.add_argument("--loss", choices=WEIGHTINGS, help="default mse")
     training.add_argument("--balance", action=toggle, help="draw every class equally often")
     training.add_argument("--flip", action=toggle, help="mirror half of the images")
     training.add_argument("--precision", choices=PRECISIONS, help="default bf16 on a GPU that has it, else fp32")
@@ -116,63 +77,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def new_config(options: argparse.Namespace, data: LabelledImages, device: torch.device) -> RunConfig:
-    """The config of a new run: the preset's values, overridden by the flags that were given."""
-    name = options.preset or "auto"
-    preset = PRESETS[choose_preset(data.image_size, device.type) if name == "auto" else name]
-    training = {**preset.training, **_given(options, _TRAINING)}
-    on_gpu = device.type == "cuda"
-    training.setdefault("precision", "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32")
-    training.setdefault("compile", on_gpu)
-    if options.minutes is not None or options.steps is not None:
-        training |= {"minutes": options.minutes, "steps": options.steps}
-    network = {**preset.network, **_given(options, _NETWORK)}
-    return RunConfig(
-        network=UNetConfig(
-            image_size=data.image_size,
-            num_classes=data.num_classes,
-            in_channels=data.channels,
-            out_channels=data.channels,
-            **network,
-        ),
-        diffusion=DiffusionConfig(**{**preset.diffusion, **_given(options, _DIFFUSION)}),
-        training=TrainingConfig(**training),
-        data=DataConfig(**{"source": "sprites", **_given(options, _DATA)}),
-    )
-
-
-def resumed_config(options: argparse.Namespace, stored: RunConfig) -> RunConfig:
-    """The stored config, with the budget that was given, and the place of the data if that was given.
-
-    Raises: ValueError for a flag that says something else than the run was begun with.
-    """
-    sections = {"network": _NETWORK, "diffusion": _DIFFUSION, "training": _TRAINING, "data": {"size": "size"}}
-    for section, flags in sections.items():
-        for flag, field in flags.items():
-            given, kept = getattr(options, flag), getattr(getattr(stored, section), field)
-            if given is not None and given != kept:
-                name = flag.replace("_", "-")
-                raise ValueError(
-                    f"--{name} {given} differs from the run's {kept}; a resumed run keeps its settings: leave it out"
-                )
-    if options.preset not in (None, "auto"):
-        kept_fields = {field: getattr(stored.network, field) for field in _NETWORK.values()}
-        wanted = {**PRESETS[options.preset].network, **kept_fields}
-        if any(getattr(stored.network, field) != value for field, value in wanted.items()):
-            raise ValueError(f"--preset {options.preset} is not the network of this run; a resumed run keeps it: leave it out")
-    training = stored.training
-    if options.steps is not None or options.minutes is not None:
-        training = dataclasses.replace(training, steps=options.steps, minutes=options.minutes)
-    data = stored.data
-    if options.data is not None:
-        data = dataclasses.replace(data, source=options.data, labels=options.labels)
-    return dataclasses.replace(stored, training=training, data=data)
-
-
 def main(options: argparse.Namespace) -> int:
     """Open the data, begin or resume the run, train, report."""
+    given = vars(options)
     source = options.data or "sprites"
-    out = options.out or f"runs/{Path(source).stem or 'run'}"
+    out = Path(options.out or f"runs/{_name_of(source)}")
     directory = RunDirectory(out)
     device = choose_device(options.device)
     group = join_process_group(device.type)
@@ -181,22 +90,17 @@ def main(options: argparse.Namespace) -> int:
     resuming = options.resume and directory.exists()
     if resuming:
         stored = directory.read_config()
-        config = resumed_config(options, stored)
+        config = resumed_config(given, stored, device)
         data = open_dataset(config.data.source, labels=config.data.labels, size=config.data.size)
-        _require_same_kind(data, config, directory.read_class_names())
+        require_same_kind(data, config, directory.read_class_names())
     else:
         data = open_dataset(source, labels=options.labels, size=options.size)
-        config = new_config(options, data, device)
-    trainer = Trainer(
-        config,
-        data,
-        directory,
-        device,
-        group=group,
-        intervals=Intervals(options.save_every, options.sample_every, options.keep),
-    )
+        config = new_config(given, data, device)
+    intervals = Intervals(options.save_every, options.sample_every, options.keep)
+    trainer = Trainer(config, data, directory, device, group=group, intervals=intervals)
     if resuming and directory.checkpoint_steps():
         trainer.resume()
+    group.require_equal([float(resuming), float(trainer.step)], f"{out} is not the same folder for all processes; share it")
     if group.is_main:
         if not resuming:
             directory.create(config, data.class_names)
@@ -206,10 +110,17 @@ def main(options: argparse.Namespace) -> int:
         height, width = data.image_size
         print(
             f"{'resuming' if resuming else 'training'} {out}: {len(data):,} images {height}x{width}x{data.channels}, "
-            f"{data.num_classes} classes, {parameters / 1e6:.1f}M parameters, {device}, {config.training.precision}"
+            f"{data.num_classes} classes, {parameters / 1e6:.1f}M parameters, {device}, {config.training.precision}",
+            flush=True,
         )
-    group.any(False, device)  # nobody goes on before the folder is there
+    group.agree(0.0, False)  # nobody goes on before the folder is there
     return _train(trainer, directory, data)
+
+
+def _name_of(source: str) -> str:
+    """What a run on this data is called: the name of the folder, or of the file without its last extension."""
+    path = Path(source).resolve()
+    return path.name if path.is_dir() or not path.suffix else path.stem
 
 
 def _train(trainer: Trainer, directory: RunDirectory, data: LabelledImages) -> int:
@@ -228,7 +139,9 @@ def _train(trainer: Trainer, directory: RunDirectory, data: LabelledImages) -> i
         trainer.on_progress = report.progress
 
         def on_sample(model: ConditionalUNet, step: int) -> None:
-            _write_samples(model, directory.samples_path / f"{step:08d}.png", data.class_names)
+            # Without label dropout the null label was never trained, and guidance has nothing to push away from.
+            guidance = _GRID_GUIDANCE if trainer.config.training.label_dropout > 0 else 1.0
+            _write_samples(model, directory.samples_path / f"{step:08d}.png", data.class_names, guidance)
 
         trainer.on_sample = on_sample
     try:
@@ -247,7 +160,8 @@ def _train(trainer: Trainer, directory: RunDirectory, data: LabelledImages) -> i
     budget = trainer.config.training
     end = f"--steps {budget.steps}" if budget.minutes is None else f"--minutes {budget.minutes:g}"
     print(f"trained to the end of {end}: step {trainer.step}, in {directory.path}; samples in {directory.samples_path}")
-    print(f"draw from it with: python -m fastcond.sample --run {directory.path} --label all --cfg 2.5")
+    run_path = shlex.quote(str(directory.path))
+    print(f"draw from it with: python -m fastcond.sample --run {run_path} --label all --cfg 2.5")
     return 0
 
 
@@ -285,36 +199,18 @@ class _Report:
         self.bar.close()
 
 
-def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, ...]) -> None:
+def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, ...], guidance: float) -> None:
     """A grid with one row a class; of many classes the first ones."""
     rows = range(min(len(class_names), _GRID_ROWS))
     images = generate(
         model,
         [label for label in rows for _ in range(_GRID_COLUMNS)],
-        guidance=_GRID_GUIDANCE,
+        guidance=guidance,
         sampler="ddim",
         steps=min(_GRID_STEPS, model.diffusion.num_timesteps),
         indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
     )
     write_png(image_grid(images, _GRID_COLUMNS, [class_names[label] for label in rows]), path)
-
-
-def _require_same_kind(data: LabelledImages, config: RunConfig, class_names: tuple[str, ...]) -> None:
-    """Raise ValueError for data that the run's network was not made for."""
-    network = config.network
-    found = (*data.image_size, data.channels, data.class_names)
-    if found != (*network.image_size, network.in_channels, class_names):
-        height, width = network.image_size
-        raise ValueError(
-            f"{config.data.source} has {data.num_classes} classes of {data.image_size[0]}x{data.image_size[1]}x{data.channels} "
-            f"images; this run was begun with other data: {len(class_names)} classes ({', '.join(class_names[:5])}...) "
-            f"of {height}x{width}x{network.in_channels}"
-        )
-
-
-def _given(options: argparse.Namespace, flags: dict[str, str]) -> dict[str, Any]:
-    """The fields whose flags were given."""
-    return {field: getattr(options, flag) for flag, field in flags.items() if getattr(options, flag) is not None}
 
 
 if __name__ == "__main__":

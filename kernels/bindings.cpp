@@ -1,5 +1,6 @@
 // fastcond._native: the kernels as Python functions. Arrays come as addresses, because reading one from a tensor costs
-// a tenth of a DLPack exchange; fastcond/ops/*/op.py is the only caller and has checked shapes, dtypes and strides.
+// a tenth of a DLPack exchange; the launchers of fastcond/ops are the only callers and have checked shapes, dtypes and
+// strides.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>

@@ -31,7 +31,7 @@ def test_the_flags_are_frozen(module: object, flags: list[str]) -> None:
 
 def test_defaults_are_frozen() -> None:
     defaults = vars(sample.build_parser().parse_args(["--label", "0"]))
-    wanted = {"run": "runs/sprites", "cfg": 1.0, "n": 16, "sampler": "ddpm", "steps": 100, "seed": 0, "out": "samples"}
+    wanted = {"run": "runs/sprites", "cfg": 1.0, "n": 16, "sampler": "ddpm", "steps": None, "seed": 0, "out": "samples"}
     assert {name: defaults[name] for name in wanted} == wanted
     # All that a preset or a stored run decides is None until it is given.
     given = {name for name, value in vars(train.build_parser().parse_args([])).items() if value not in (None, False)}
@@ -86,6 +86,27 @@ def test_errors_are_one_line_and_debug_shows_the_traceback(capsys: pytest.Captur
     assert capsys.readouterr().err == "tool: error: first line second line\n"
     with pytest.raises(ValueError, match="first line"):
         run(fail, Parser(prog="tool"), ["--debug"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("cannot allocate"),
+        OverflowError("too large"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_out_of_memory_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    def fail(options: argparse.Namespace) -> int:
+        raise error
+
+    assert run(fail, Parser(prog="tool"), []) == 2
+    assert "tool: error: out of memory" in capsys.readouterr().err
+
+
+def test_flags_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sample.build_parser().parse_args(["--lab", "1"])
 
 
 def test_a_programming_error_is_not_hidden() -> None:

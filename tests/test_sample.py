@@ -101,6 +101,31 @@ def test_the_command_of_the_readme(run: Path, tmp_path: Path) -> None:
     assert "samples/grid.png" in out
 
 
+def test_a_folder_with_other_files_is_not_touched(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "grid.png").write_bytes(b"precious")
+    monkeypatch.chdir(mine)
+    for _ in range(2):
+        assert sample_here("--run", run, "--label", "1", "--n", "1", "--steps", "2", "--out", ".") == 0
+    assert (mine / "grid.png").read_bytes() == b"precious" and len(list(mine.iterdir())) == 1
+    assert (tmp_path / "mine-2" / "grid.png").exists() and (tmp_path / "mine-3" / "grid.png").exists()
+
+
+def test_all_and_null_together(run: Path, tmp_path: Path) -> None:
+    assert sample_here("--run", run, "--label", "all,null", "--n", "1", "--steps", "2", "--out", tmp_path / "s") == 0
+    assert drawn(tmp_path / "s")["labels"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_model_of_few_timesteps_is_sampled_in_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--data", "digits", "--timesteps", "20", "--steps", "1", "--batch-size", "2", "--label-dropout", "0")
+    assert train_here(*flags, "--device", "cpu", "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="trained with --label-dropout 0"):
+        assert sample_here("--run", tmp_path / "run", "--label", "1", "--n", "1", "--cfg", "2", "--out", tmp_path / "s") == 0
+    assert "ddpm, 20 steps" in capsys.readouterr().out
+
+
 class TestErrors:
     """One line, exit code 2."""
 
@@ -121,6 +146,7 @@ class TestErrors:
             (("--label", "1", "--sampler", "ddim", "--variance", "fixed_large"), ("--variance", "--sampler ddpm")),
             (("--label", "1", "--sampler", "ddim", "--eta", "2"), ("eta is 2",)),
             (("--label", "1", "--checkpoint", "2"), ("step 2", "there are 3")),
+            (("--label", "1", "--n", "100000000000000"), ("out of memory", "--n")),
         ],
     )
     def test_bad_values(

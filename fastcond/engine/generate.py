@@ -46,7 +46,7 @@ def generate(
         guidance_interval: (start, stop) as fractions of the run in which guidance acts; outside, only the conditional half is
             computed.
         on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32
-            [B, C, H, W]).
+            [B, C, H, W], which the next row overwrites).
     Returns: uint8 [N, H, W, C].
     Raises: ValueError naming the argument that does not fit and what was found.
     Source: Ho et al. 2020 algorithm 2; Ho & Salimans 2022 eq. 6.

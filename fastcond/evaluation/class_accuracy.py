@@ -40,16 +40,11 @@ def class_report(images: np.ndarray, labels: np.ndarray, real: LabelledImages, m
         real: the real images. most_real: how many of them, evenly picked, train the classifier.
     Raises: ValueError for images of another shape or a class without a sample; ModuleNotFoundError without scikit-learn.
     """
-    from sklearn.svm import SVC
-
-    if images.shape[1:] != real.images.shape[1:]:
-        raise ValueError(f"samples are {images.shape[1:]} and real images {real.images.shape[1:]}; they must be alike")
+    _require_alike(images, real)
     missing = set(range(real.num_classes)) - set(np.unique(labels).tolist())
     if missing:
         raise ValueError(f"class {real.class_names[min(missing)]!r} has no sample; draw all labels")
-    picked = np.unique(np.linspace(0, len(real) - 1, min(most_real, len(real))).round().astype(np.int64))
-    classifier = SVC(C=10).fit(_flat(real.images[picked]), real.labels[picked])
-    right = classifier.predict(_flat(images)) == labels
+    right = classify(images, real, most_real) == labels
     classes = range(real.num_classes)
     class_spread = np.array([_spread(images[labels == k]) / _spread(real.images[real.labels == k]) for k in classes])
     nearest_index, nearest = _nearest(_flat(images), _flat(real.images))
@@ -62,6 +57,26 @@ def class_report(images: np.ndarray, labels: np.ndarray, real: LabelledImages, m
         nearest=nearest * 255.0,
         nearest_index=nearest_index,
     )
+
+
+def classify(images: np.ndarray, real: LabelledImages, most_real: int = 5000) -> np.ndarray:
+    """The class that a support vector machine (RBF kernel, C = 10), trained on real images, sees in each image.
+
+    Args: images: uint8 [N, H, W, C], of the real images' shape. most_real: how many real images, evenly picked, train it.
+    Returns: int64 [N].
+    Raises: ValueError for images of another shape; ModuleNotFoundError without scikit-learn.
+    """
+    from sklearn.svm import SVC
+
+    _require_alike(images, real)
+    picked = np.unique(np.linspace(0, len(real) - 1, min(most_real, len(real))).round().astype(np.int64))
+    seen: np.ndarray = SVC(C=10).fit(_flat(real.images[picked]), real.labels[picked]).predict(_flat(images))
+    return seen
+
+
+def _require_alike(images: np.ndarray, real: LabelledImages) -> None:
+    if images.shape[1:] != real.images.shape[1:]:
+        raise ValueError(f"samples are {images.shape[1:]} and real images {real.images.shape[1:]}; they must be alike")
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -35,8 +35,10 @@ class BatchSource:
     ) -> None:
         self.config, self.num_timesteps, self.null_label, self.device = config, num_timesteps, null_label, device
         self.count = len(data.labels)
-        self.labels = torch.from_numpy(data.labels)
         self._host_images, self._images = data.images, _place(data.images, device)
+        # Which images come next is worked out where they lie, so that nothing is waited for.
+        self._place = device if self._images is not None else torch.device("cpu")
+        self.labels = torch.from_numpy(data.labels).to(self._place)
         self._permutations: dict[int, Tensor] = {}
         self._by_class = torch.argsort(self.labels, stable=True)
         self._class_sizes = torch.bincount(self.labels, minlength=data.num_classes)
@@ -62,43 +64,44 @@ class BatchSource:
         )
 
     def _choose(self, step: int, first: int, size: int) -> Tensor:
-        """Which images: int64 [size] on the CPU."""
+        """Which images: int64 [size], where the images lie."""
         if self.config.balanced:
-            position = torch.arange(first, first + size)
+            position = torch.arange(first, first + size, device=self._place)
             seeds = torch.stack([torch.full_like(position, self.config.seed), position], dim=1)
             words = philox_bits(seeds, 2, step=step, stream=DATA_ORDER)
             label = (words[:, 0] * len(self._class_sizes)) >> 32
             within = (words[:, 1] * self._class_sizes[label]) >> 32
             return self._by_class[self._class_starts[label] + within]
-        position = torch.arange(first, first + size) + step * self.config.batch_size
-        epochs = torch.div(position, self.count, rounding_mode="floor")
-        needed = range(int(epochs[0]), int(epochs[-1]) + 1)
-        self._permutations = {epoch: self._permutation(epoch) for epoch in needed}
-        chosen = torch.empty(size, dtype=torch.int64)
-        for epoch in needed:
-            here = epochs == epoch
-            chosen[here] = self._permutations[epoch][position[here] - epoch * self.count]
-        return chosen
+        # The run's positions are counted on through its epochs, each a permutation of all images.
+        start = step * self.config.batch_size + first
+        epochs = range(start // self.count, (start + size - 1) // self.count + 1)
+        self._permutations = {epoch: self._permutation(epoch) for epoch in epochs}
+        parts = []
+        for epoch, order in self._permutations.items():
+            begin = epoch * self.count
+            parts.append(order[max(start - begin, 0) : start + size - begin])
+        return torch.cat(parts)
 
     def _permutation(self, epoch: int) -> Tensor:
         """A random order of all images, of its own in each epoch."""
         if epoch in self._permutations:
             return self._permutations[epoch]
-        seeds = torch.tensor([[self.config.seed, 0]])
+        seeds = torch.tensor([[self.config.seed, 0]], device=self._place)
         return torch.argsort(philox_bits(seeds, self.count, step=epoch, stream=DATA_ORDER)[0], stable=True)
 
     def _gather(self, chosen: Tensor) -> Tensor:
         if self._images is not None:
-            images = self._images[chosen.to(self.device)]
+            images = self._images[chosen]
         else:
-            images = torch.from_numpy(self._host_images[chosen.numpy()]).to(self.device)
+            images = torch.from_numpy(self._host_images[chosen.numpy()])
+            images = images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _place(images: np.ndarray, device: torch.device) -> Tensor | None:
-    """The images on the device where they fit; None for those that stay on the host (a memory map stays on disk)."""
-    if isinstance(images, np.memmap):
-        return None
+    """The images on the device where they fit; None for those that stay on the host, or as a memory map on disk."""
     if device.type == "cuda" and images.nbytes > _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
+        return None
+    if device.type == "cpu" and isinstance(images, np.memmap):
         return None
     return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)

@@ -17,27 +17,28 @@ class ProcessGroup:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    control: dist.ProcessGroup | None = None  # over Gloo: numbers of the host, which no GPU has to be waited for
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def share(self, values: list[float], device: torch.device) -> list[float]:
-        """The main process's values, in every process; a group must agree on the clock and on when to stop."""
+    def agree(self, elapsed: float, stop: bool) -> tuple[float, bool]:
+        """The clock and the wish to stop, equal in all processes: the largest of each. Never waits for a GPU."""
         if self.world_size == 1:
-            return values
-        shared = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.broadcast(shared, src=0)
-        return shared.tolist()
+            return elapsed, stop
+        values = torch.tensor([elapsed, float(stop)], dtype=torch.float64)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.control)
+        return float(values[0]), bool(values[1] > 0)
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether any process raised the flag."""
-        if self.world_size == 1:
-            return flag
-        raised = torch.tensor([float(flag)], device=device)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return bool(raised.item())
+    def require_equal(self, values: list[float], message: str) -> None:
+        """Raise ValueError(message) in every process where the values are not the same in all."""
+        if self.world_size > 1:
+            extremes = torch.tensor([*values, *(-value for value in values)], dtype=torch.float64)
+            dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self.control)
+            if not torch.equal(extremes[: len(values)], -extremes[len(values) :]):
+                raise ValueError(message)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of `value` over the processes."""
@@ -68,4 +69,4 @@ def join_process_group(device_type: str) -> ProcessGroup:
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-    return ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank)
+    return ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank, dist.new_group(backend="gloo"))

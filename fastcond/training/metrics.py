@@ -7,14 +7,19 @@ from pathlib import Path
 
 
 class MetricsLog:
-    """Appends records to a JSONL file; each is on disk when `write` returns, so that a killed run keeps what it measured."""
+    """Appends records to a JSONL file, closed after each, so that a killed run keeps what it measured."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         """Opens `path`. Records of steps after `resume_step`, which a resumed run repeats, and a torn last line are removed."""
         self.path = path
-        records = [record for record in read_metrics(path) if record["step"] <= resume_step]
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        path.touch()
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [json.dumps(record) for record in read_metrics(path) if record["step"] <= resume_step]
+        if len(kept) != len(lines):
+            # Written aside and renamed: a full disk must not cost the records that are there.
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            partial.replace(path)
 
     def write(self, record: dict[str, float | int]) -> None:
         """Append one record, which has at least "step"."""

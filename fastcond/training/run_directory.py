@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Checkpoint:
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
 
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return int(self.state["step"])
+
 
 class RunDirectory:
     """Reads and writes one run's folder."""
@@ -56,25 +62,33 @@ class RunDirectory:
         return (self.path / "config.json").exists()
 
     def create(self, config: RunConfig, class_names: Sequence[str]) -> None:
-        """Begin a run. Raises FileExistsError where the folder holds anything already."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise FileExistsError(
-                f"{self.path} already exists and is not empty; continue the run in it with --resume, or choose another --out"
-            )
-        self.samples_path.mkdir(parents=True)
-        self.checkpoints_path.mkdir()
+        """Begin a run. Raises FileExistsError where the folder holds anything but what a killed `create` left."""
+        if self.exists():
+            raise FileExistsError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
+        if self.path.exists() and (not self.path.is_dir() or any(map(self._is_foreign, self.path.iterdir()))):
+            raise FileExistsError(f"{self.path} already exists and is not empty; choose another --out")
+        self.samples_path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints_path.mkdir(exist_ok=True)
         labels = {
             "label2id": {name: index for index, name in enumerate(class_names)},
             "null_class_id": config.network.null_label,
         }
         _write_whole(self.path / "class_labels.json", _json(labels))
         # Last, since a folder with a config is a run.
-        _write_whole(self.path / "config.json", _json({"format_version": FORMAT_VERSION, **to_dict(config)}))
+        self.update_config(config)
+
+    def _is_foreign(self, entry: Path) -> bool:
+        """Whether `create` did not make it."""
+        if entry in (self.samples_path, self.checkpoints_path):
+            return not entry.is_dir() or any(entry.iterdir())
+        return entry.name != "class_labels.json" and not entry.name.startswith(_PARTIAL)
 
     def read_config(self) -> RunConfig:
         """Raises FileNotFoundError where there is no run, ValueError for a config of another version or a broken one."""
         if not self.exists():
-            raise FileNotFoundError(f"there is no run in {self.path}; make one with: python -m fastcond.train --out {self.path}")
+            raise FileNotFoundError(
+                f"there is no run in {self.path}; make one with: python -m fastcond.train --out {shlex.quote(str(self.path))}"
+            )
         values = _read_json(self.path / "config.json")
         _require_version(values, self.path / "config.json")
         try:
@@ -83,7 +97,7 @@ class RunDirectory:
             raise ValueError(f"{self.path / 'config.json'}: {error}") from error
 
     def update_config(self, config: RunConfig) -> None:
-        """Replace the config of a run that goes on with another budget."""
+        """Write config.json, anew where a run goes on with another budget."""
         _write_whole(self.path / "config.json", _json({"format_version": FORMAT_VERSION, **to_dict(config)}))
 
     def read_class_names(self) -> tuple[str, ...]:
@@ -91,8 +105,10 @@ class RunDirectory:
         path = self.path / "class_labels.json"
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; the run's folder is not whole")
-        label_of = _read_json(path).get("label2id")
-        if not isinstance(label_of, dict) or sorted(label_of.values()) != list(range(len(label_of))):
+        found = _read_json(path).get("label2id")
+        label_of: dict[str, Any] = found if isinstance(found, dict) else {}
+        numbers = list(label_of.values())
+        if not numbers or any(type(n) is not int for n in numbers) or sorted(numbers) != list(range(len(numbers))):
             raise ValueError(f"{path} does not number its classes 0 to K-1 in label2id")
         return tuple(sorted(label_of, key=lambda name: label_of[name]))
 
@@ -102,15 +118,15 @@ class RunDirectory:
             return []
         return sorted(int(entry.name) for entry in self.checkpoints_path.iterdir() if entry.name.isdecimal())
 
-    def write_checkpoint(self, step: int, checkpoint: Checkpoint, keep: int) -> Path:
-        """Write a checkpoint, then remove all but the last `keep`.
+    def write_checkpoint(self, step: int, checkpoint: Checkpoint) -> bool:
+        """Write a checkpoint; returns False, having done nothing, where that step's is there already.
 
         It is written under another name, flushed, and renamed: whatever happens, a checkpoint with its right name is whole and
         the ones before it are untouched. Raises OSError where the disk does not take it.
         """
         final = self.checkpoints_path / f"{step:08d}"
         if final.exists():
-            return final
+            return False
         partial = self.checkpoints_path / f"{_PARTIAL}-{step:08d}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -132,9 +148,13 @@ class RunDirectory:
             kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was written before"
             reason = error.strerror or str(error)
             raise OSError(f"could not write checkpoint {final}: {reason}; {kept}; make room, then go on with --resume") from error
-        for old in self.checkpoint_steps()[:-keep]:
-            shutil.rmtree(self.checkpoints_path / f"{old:08d}")
-        return final
+        return True
+
+    def remove_checkpoint(self, step: int) -> None:
+        """Remove a checkpoint; half-removed, it does not look whole."""
+        partial = self.checkpoints_path / f"{_PARTIAL}-{step:08d}"
+        (self.checkpoints_path / f"{step:08d}").rename(partial)
+        shutil.rmtree(partial)
 
     def read_checkpoint(self, step: int | None = None, files: Sequence[str] = ("model", "ema", "optimizer")) -> Checkpoint:
         """Read the checkpoint of `step`, by default the last.
@@ -150,6 +170,8 @@ class RunDirectory:
         folder = self.checkpoints_path / f"{steps[-1] if step is None else step:08d}"
         state = _read_json(folder / "state.json")
         _require_version(state, folder / "state.json")
+        if type(state.get("step")) is not int:
+            raise ValueError(f"{folder / 'state.json'} has no step; it is not whole")
         sums = state.get("sha256")
         remedy = f"remove {folder} to go back to the checkpoint before" if len(steps) > 1 else "train the run again"
         tensors = {}
@@ -173,7 +195,7 @@ class RunDirectory:
 
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        return f"python -m fastcond.train --out {self.path} --resume"
+        return f"python -m fastcond.train --out {shlex.quote(str(self.path))} --resume"
 
 
 def load_run(path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> Run:
@@ -195,7 +217,10 @@ def load_run(path: str | Path, *, step: int | None = None, device: str | torch.d
         first = " ".join(str(error).split())
         raise ValueError(f"the checkpoint in {directory.path} does not fit its config.json: {first}") from error
     model = model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Run(model, config, directory.read_class_names(), int(checkpoint.state["step"]), directory.path)
+    class_names = directory.read_class_names()
+    if len(class_names) != config.network.num_classes:
+        raise ValueError(f"{directory.path} names {len(class_names)} classes, its network has {config.network.num_classes}")
+    return Run(model, config, class_names, checkpoint.step, directory.path)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -43,7 +43,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Intervals:
-    """When to write. Steps between checkpoints and between sample grids (None: by the clock), and checkpoints to keep."""
+    """When to write: steps between checkpoints and between sample grids (None: by the clock).
+
+    keep: how many of its own checkpoints a session keeps; those of earlier sessions are left alone.
+    """
 
     save_every: int | None = None
     sample_every: int | None = None
@@ -99,6 +102,7 @@ class Trainer:
         self._window_start = (0, 0.0)
         self._stop_requested = False
         self._last_save = self._last_sample = 0.0
+        self._written: list[int] = []  # steps of this session's checkpoints, the only ones that it removes
 
     def resume(self) -> None:
         """Take weights, averages, optimiser state and step from the run's last checkpoint."""
@@ -116,8 +120,11 @@ class Trainer:
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"the last checkpoint of {self.directory.path} does not fit its config.json: {reason}") from error
-        self.step = int(checkpoint.state["step"])
-        self.elapsed_before = float(checkpoint.state["elapsed_seconds"])
+        self.step = checkpoint.step
+        self.elapsed_before = float(checkpoint.state.get("elapsed_seconds", 0.0))
+        steps = self.config.training.steps
+        if steps is not None and steps < self.step:
+            raise ValueError(f"--steps {steps} is behind the run, which is at step {self.step}; give at least that many")
 
     def stop(self) -> None:
         """Ask the loop to end after the step in hand; it saves first."""
@@ -134,7 +141,7 @@ class Trainer:
         self._window_start = (self.step, self.elapsed_before)
         self.model.train()
         while True:
-            elapsed, stop = self._agree(self.elapsed_before + time.monotonic() - started)
+            elapsed, stop = self.group.agree(self.elapsed_before + time.monotonic() - started, self._stop_requested)
             fraction = self._fraction(elapsed)
             if fraction >= 1.0 or stop:
                 break
@@ -161,7 +168,8 @@ class Trainer:
             parameters["lr"] = learning_rate(training, self.step, fraction)
         if self.config.network.dropout > 0:
             # nn.Dropout draws from the global generator, which thus becomes a function of (seed, step, process).
-            torch.manual_seed((training.seed << 31) + self.step + (self.group.rank << 24))
+            own = self.group.rank * 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: far apart for any two ranks
+            torch.manual_seed(((training.seed << 32) + self.step + own) % 2**64)
         for micro in range(training.accumulation):
             first = (micro * self.group.world_size + self.group.rank) * self.micro_batch
             batch = self.batches.draw(self.step, first, self.micro_batch)
@@ -198,11 +206,6 @@ class Trainer:
             return self.step / training.steps
         assert training.minutes is not None
         return elapsed / (60.0 * training.minutes)
-
-    def _agree(self, elapsed: float) -> tuple[float, bool]:
-        """The clock and the wish to stop, equal in all processes."""
-        stop = self.group.any(self._stop_requested, self.device)
-        return self.group.share([elapsed], self.device)[0], stop
 
     def _log(self, metrics: MetricsLog | None, elapsed: float, gradient_norm: float) -> None:
         """Write a record and empty the loss window. Raises where the loss is no number any more."""
@@ -253,7 +256,10 @@ class Trainer:
             raise ValueError(f"weights are not finite at step {self.step}: training has diverged; use a lower --lr")
         images = self.step * self.config.training.batch_size
         state = {"step": self.step, "images": images, "elapsed_seconds": elapsed}
-        self.directory.write_checkpoint(self.step, Checkpoint(tensors, state), self.intervals.keep)
+        if self.directory.write_checkpoint(self.step, Checkpoint(tensors, state)):
+            self._written.append(self.step)
+        while len(self._written) > self.intervals.keep:
+            self.directory.remove_checkpoint(self._written.pop(0))
 
 
 def learning_rate(config: TrainingConfig, step: int, fraction: float) -> float:

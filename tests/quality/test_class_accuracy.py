@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastcond.data import open_dataset
-from fastcond.evaluation import ClassReport, class_report
+from fastcond.evaluation import ClassReport, class_report, classify
 from tests.support.command_lines import sample_here, train_here
 
 pytest.importorskip("sklearn")
@@ -31,6 +31,16 @@ def judged(run: Path, data: str, cfg: float, n: int, steps: int) -> ClassReport:
         f"(median {np.median(report.nearest):.2f})"
     )
     return report
+
+
+def shown_without_label(run: Path, data: str) -> set[int]:
+    """The classes that a classifier sees in 200 samples of the null label."""
+    out = run.parent / f"{run.name}-null"
+    assert sample_here("--run", run, "--label", "null", "--n", 200, "--batch-size", 250, "--device", "cpu", "--out", out) == 0
+    with np.load(out / "samples.npz") as arrays:
+        seen = classify(arrays["images"], open_dataset(data))
+    print(f"{data}, null label: {np.bincount(seen).tolist()} samples of each class")
+    return set(seen.tolist())
 
 
 def test_half_a_minute_of_digits(tmp_path: Path) -> None:
@@ -54,5 +64,7 @@ def test_three_minutes(data: str, tmp_path: Path) -> None:
     assert guided.accuracy >= 0.99
     assert plain.accuracy >= 0.95
     assert 0.8 <= plain.spread <= 1.2
-    assert guided.nearest.min() > 0 and plain.nearest.min() > 0
+    # A copy, even one that went through rounding, is within a gray level of its original.
+    assert guided.nearest.min() > 2 and plain.nearest.min() > 2
     assert plain.repeated == 0
+    assert shown_without_label(run, data) == set(range(open_dataset(data).num_classes))

@@ -20,3 +20,10 @@ def test_a_resumed_run_drops_what_it_repeats_and_a_torn_line(tmp_path: Path) -> 
     log = MetricsLog(path, resume_step=100)
     log.write({"step": 150, "loss": 1.0})
     assert read_metrics(path) == [{"step": 50}, {"step": 100}, {"step": 150, "loss": 1.0}]
+
+
+def test_a_file_without_anything_to_drop_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step":   50}\n')
+    MetricsLog(path, resume_step=50)
+    assert path.read_text() == '{"step":   50}\n'

@@ -104,6 +104,9 @@ def test_another_version_is_refused(run: RunDirectory, file: str) -> None:
         ("config.json", "[]", "config.json holds list, not an object"),
         ("config.json", '{"format_version": 1}', "key 'network' is missing"),
         ("class_labels.json", '{"label2id": {"a": 3}}', "does not number its classes"),
+        ("class_labels.json", '{"label2id": {"a": "x", "b": 0}}', "does not number its classes"),
+        ("class_labels.json", '{"label2id": {"a": 0}}', "names 1 classes, its network has 2"),
+        ("checkpoints/00000012/state.json", '{"format_version": 1}', "state.json has no step"),
         ("checkpoints/00000012/state.json", "\x00", "state.json is not valid JSON"),
     ],
 )
@@ -124,7 +127,7 @@ def test_an_unknown_key_is_named(run: RunDirectory) -> None:
 def test_a_folder_in_use_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog.png").write_bytes(b"precious")
-    with pytest.raises(FileExistsError, match=r"not empty; continue the run in it with --resume"):
+    with pytest.raises(FileExistsError, match=r"not empty; choose another --out"):
         RunDirectory(tmp_path / "photos").create(tiny_config(), CLASS_NAMES)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["dog.png"]
 
@@ -135,7 +138,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(run: RunDirectory, monkeyp
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"could not write checkpoint .*00000018: No space left.*step 12 is whole; make room"):
-        run.write_checkpoint(18, Checkpoint({"model": {"w": torch.zeros(3)}}, {"step": 18}), keep=1)
+        run.write_checkpoint(18, Checkpoint({"model": {"w": torch.zeros(3)}}, {"step": 18}))
     monkeypatch.undo()
     assert run.checkpoint_steps() == [6, 12]
     assert not list(run.checkpoints_path.glob(".partial*"))
@@ -151,6 +154,25 @@ def test_a_half_written_checkpoint_is_not_seen_and_is_removed(run: RunDirectory)
     assert not partial.exists()
 
 
-def test_old_checkpoints_go_only_after_the_new_one_is_there(run: RunDirectory) -> None:
-    run.write_checkpoint(18, Checkpoint({"model": {"w": torch.zeros(3)}}, {"step": 18}), keep=2)
-    assert run.checkpoint_steps() == [12, 18]
+def test_a_checkpoint_that_is_there_is_not_written_again(run: RunDirectory) -> None:
+    before = run.read_checkpoint(12, files=("model",)).tensors["model"]
+    assert not run.write_checkpoint(12, Checkpoint({"model": {"w": torch.zeros(3)}}, {"step": 12}))
+    assert run.read_checkpoint(12, files=("model",)).tensors["model"].keys() == before.keys()
+    assert run.write_checkpoint(18, Checkpoint({"model": {"w": torch.zeros(3)}}, {"step": 18}))
+    assert run.checkpoint_steps() == [6, 12, 18]
+
+
+def test_a_removed_checkpoint_is_gone(run: RunDirectory) -> None:
+    run.remove_checkpoint(6)
+    assert run.checkpoint_steps() == [12] and len(list(run.checkpoints_path.iterdir())) == 1
+
+
+def test_what_a_killed_create_left_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    (tmp_path / "run" / "class_labels.json").write_text("{}")
+    RunDirectory(tmp_path / "run").create(tiny_config(), CLASS_NAMES)
+    assert RunDirectory(tmp_path / "run").read_config() == tiny_config()
+
+
+def test_commands_quote_a_folder_with_a_space(tmp_path: Path) -> None:
+    assert RunDirectory("my run").resume_command() == "python -m fastcond.train --out 'my run' --resume"

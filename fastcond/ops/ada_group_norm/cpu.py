@@ -22,6 +22,7 @@ def forward(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reference.forward`, natively where the kernel takes x."""
+    _check(x, scale, shift, weight, bias, num_groups)
     if x.dtype == torch.float16 and native.native is not None:
         y, mean, rstd = forward(x.float(), scale, shift, weight, bias, num_groups, eps, silu)
         return y.half(), mean, rstd
@@ -51,6 +52,10 @@ def backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.backward`, natively where the kernel takes x."""
+    _check(x, scale, shift, weight, bias, num_groups)
+    statistics = (x.shape[0], num_groups)
+    if dy.shape != x.shape or mean.shape != statistics or rstd.shape != statistics:
+        raise ValueError(f"dy, mean, rstd are {list(dy.shape)}, {list(mean.shape)}, {list(rstd.shape)} for x {list(x.shape)}")
     if x.dtype == torch.float16 and native.native is not None:
         wide = backward(dy, x.float(), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
         return wide[0].half(), wide[1], wide[2], wide[3], wide[4]
@@ -64,10 +69,21 @@ def backward(
     A = torch.empty((x.shape[0], x.shape[1]))
     B = torch.empty_like(A)
     tensors, numbers = _call(x, operands, num_groups, silu, layout)
-    mean, rstd = mean.contiguous(), rstd.contiguous()
+    mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
     addresses = (dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), A.data_ptr(), B.data_ptr())
     library.ada_group_norm_backward(tensors, numbers, *addresses)
     return dx if needed[0] else x.new_empty(0), *reference.operand_gradients(A, B, scale, shift, weight, bias, needed)
+
+
+def _check(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, num_groups: int
+) -> None:
+    """The kernel reads addresses: what it is given must be as large as it believes, whoever calls the op."""
+    if x.dim() < 2 or num_groups < 1 or x.shape[1] % num_groups:
+        raise ValueError(f"x is {list(x.shape)} in {num_groups} groups; [B, C, *] with C a multiple of the groups is needed")
+    for value, shape in ((scale, x.shape[:2]), (shift, x.shape[:2]), (weight, x.shape[1:2]), (bias, x.shape[1:2])):
+        if value is not None and value.shape != shape:
+            raise ValueError(f"an operand of ada_group_norm is {list(value.shape)}; {list(shape)} is needed")
 
 
 def _layout(x: Tensor) -> str | None:

@@ -26,7 +26,12 @@ torch.library.impl("fastcond::philox_normal", "default", reference.philox_normal
 
 
 def _check_values(seeds: Tensor, step: Tensor) -> None:
-    """On the CPU the values can be read; elsewhere that would wait for the device, and the low 32 bits are used."""
+    """On the CPU the values can be read; elsewhere that would wait for the device, and the low 32 bits are used.
+
+    Kinds and sizes too, since the kernel reads addresses, whoever calls the op.
+    """
+    if seeds.dtype != torch.int64 or seeds.dim() != 2 or seeds.shape[1] != 2 or step.dtype != torch.int64 or step.numel() != 1:
+        raise ValueError(f"seeds, step: need int64 [B, 2] and one int64, found {seeds.dtype} {list(seeds.shape)}, {step.dtype}")
     if seeds.numel():
         low, high = (int(bound) for bound in torch.aminmax(seeds))
         if low < 0 or high >> 32:
