@@ -21,6 +21,7 @@ _TRAINING_IMAGES = re.compile(r"train-images[-.]idx3-ubyte(\.gz)?$")
 
 
 def is_idx(path: Path) -> bool:
+    """Whether a file is read as IDX: by MNIST's naming, or as the only format that is gzipped."""
     return _NAME.search(path.name) is not None or (path.suffix == ".gz" and not path.name.endswith(".tar.gz"))
 
 

@@ -26,10 +26,12 @@ class LabelledImages:
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
+        """N, the number of images."""
         return len(self.images)
 
     @property
     def num_classes(self) -> int:
+        """K: labels are 0 .. K-1."""
         return len(self.class_names)
 
     @property
@@ -39,6 +41,7 @@ class LabelledImages:
 
     @property
     def channels(self) -> int:
+        """C: 1 is gray, 3 is RGB."""
         return int(self.images.shape[3])
 
 

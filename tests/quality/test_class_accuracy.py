@@ -12,9 +12,11 @@ import pytest
 
 from fastcond.data import open_dataset
 from fastcond.evaluation import ClassReport, class_report, classify
+from fastcond.images import image_grid, write_png
 from tests.support.command_lines import sample_here, train_here
 
 pytest.importorskip("sklearn")
+_CLOSEST = 10
 
 
 def judged(run: Path, data: str, cfg: float, n: int, steps: int) -> ClassReport:
@@ -22,13 +24,17 @@ def judged(run: Path, data: str, cfg: float, n: int, steps: int) -> ClassReport:
     out = run.parent / f"{run.name}-cfg-{cfg:g}"
     flags = ("--label", "all", "--cfg", cfg, "--n", n, "--steps", steps, "--batch-size", 250, "--device", "cpu")
     assert sample_here("--run", run, *flags, "--out", out) == 0
+    real = open_dataset(data)
     with np.load(out / "samples.npz") as arrays:
-        report = class_report(arrays["images"], arrays["labels"], open_dataset(data))
+        images, report = arrays["images"], class_report(arrays["images"], arrays["labels"], real)
+    closest = np.argsort(report.nearest)[:_CLOSEST]
+    pairs = np.concatenate([images[closest], real.images[report.nearest_index[closest]]])
+    write_png(image_grid(pairs, _CLOSEST, ["sample", "nearest real"]), out / "nearest.png")
     print(
         f"{data}, cfg {cfg:g}: {n} samples a class, accuracy {report.accuracy:.4f}, "
         f"lowest {report.class_accuracy.min():.3f} (label {report.class_accuracy.argmin()}), spread {report.spread:.3f}, "
         f"equal samples {report.repeated}, nearest real image {report.nearest.min():.2f} gray levels away "
-        f"(median {np.median(report.nearest):.2f})"
+        f"(median {np.median(report.nearest):.2f}), the closest {_CLOSEST} in {out / 'nearest.png'}"
     )
     return report
 
