@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastcond.ops import native
+from fastcond.ops import ada_group_norm, native
+from fastcond.ops.ada_group_norm.op import ada_group_norm_backward, ada_group_norm_forward
 from tests.support.ada_group_norm import Case, check_parity, value_and_gradients
 
 if native.native is None:
@@ -63,6 +64,26 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(case: Case) 
 def test_every_instruction_set_follows_the_parity_rule(name: str, case: Case) -> None:
     native.native.use_instruction_set(name)
     check_parity(case)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_an_image_of_a_strided_batch_has_the_same_bits_alone(memory_format: torch.memory_format) -> None:
+    x = torch.randn(4, 8, 4, 4).to(memory_format=memory_format)[::2]
+    assert not x.is_contiguous(memory_format=memory_format)
+    whole = ada_group_norm(x, num_groups=2, activation="silu")
+    for i in range(2):
+        assert torch.equal(whole[i : i + 1], ada_group_norm(x[i : i + 1], num_groups=2, activation="silu"))
+
+
+def test_sizes_are_checked_at_the_op_whoever_calls_it() -> None:
+    x, short = torch.randn(2, 6, 4, 4), torch.randn(3)
+    with pytest.raises(ValueError, match=r"operand of ada_group_norm is \[3\]; \[6\] is needed"):
+        ada_group_norm_forward(x, None, None, short, None, 2, 1e-5, True)
+    with pytest.raises(ValueError, match="in 0 groups"):
+        ada_group_norm_forward(x, None, None, None, None, 0, 1e-5, True)
+    _, mean, rstd = ada_group_norm_forward(x, None, None, None, None, 2, 1e-5, True)
+    with pytest.raises(ValueError, match="dy, mean, rstd are"):
+        ada_group_norm_backward(x[:1], x, None, None, None, None, mean, rstd, 2, True, [True] * 5)
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

@@ -1,4 +1,7 @@
-"""The native CPU kernel's launchers. fp16 is widened for it; fp64, other strides and no library run the reference."""
+"""The native CPU kernel's launchers.
+
+fp16 is widened for the kernel and other strides are made dense; fp64, and all where there is no library, runs the reference.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,13 @@ def forward(
     if x.dtype == torch.float16 and native.native is not None:
         y, mean, rstd = forward(x.float(), scale, shift, weight, bias, num_groups, eps, silu)
         return y.half(), mean, rstd
-    library, layout = native.native, _layout(x)
-    if library is None or layout is None:
+    library = native.native
+    if library is None or x.dtype == torch.float64 or x.numel() == 0:
         return reference.forward(x, scale, shift, weight, bias, num_groups, eps, silu)
+    layout = _layout(x)
+    if layout is None:
+        y, mean, rstd = forward(_dense(x), scale, shift, weight, bias, num_groups, eps, silu)
+        return torch.empty_like(x).copy_(y), mean, rstd
     operands = _operands(scale, shift, weight, bias)
     y = torch.empty_like(x)
     mean = torch.empty((x.shape[0], num_groups))
@@ -59,9 +66,13 @@ def backward(
     if x.dtype == torch.float16 and native.native is not None:
         wide = backward(dy, x.float(), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
         return wide[0].half(), wide[1], wide[2], wide[3], wide[4]
-    library, layout = native.native, _layout(x)
-    if library is None or layout is None:
+    library = native.native
+    if library is None or x.dtype == torch.float64 or x.numel() == 0:
         return reference.backward(dy, x, scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
+    layout = _layout(x)
+    if layout is None:
+        wide = backward(dy, _dense(x), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
+        return torch.empty_like(x).copy_(wide[0]) if needed[0] else wide[0], wide[1], wide[2], wide[3], wide[4]
     operands = _operands(scale, shift, weight, bias)
     dx = torch.empty_like(x)
     # A gradient may come in the other memory format or in another dtype.
@@ -88,11 +99,15 @@ def _check(
 
 def _layout(x: Tensor) -> str | None:
     """How the kernel would walk x: "contiguous", "channels_last", or None where it would not."""
-    if x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
-        return None
     if x.is_contiguous():
         return "contiguous"
     return "channels_last" if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in the layout that its images have by themselves, so that an image has the same bits in any batch."""
+    last = x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _operands(*operands: Tensor | None) -> list[Tensor | None]:
