@@ -87,8 +87,15 @@ def number(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not abs(value) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
+
+
+def path(text: str) -> str:
+    """argparse type: a path; an empty one is most often an unset variable of a shell."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; name a file or folder")
+    return text
 
 
 def whole_number(text: str) -> int:

@@ -33,7 +33,7 @@ def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Shape of a `ConditionalUNet`; see DESIGN's table of conditionings in `fastcond.nn.unet`.
+    """Shape of a `ConditionalUNet`; `fastcond.nn.unet` has the table of conditionings.
 
     Attributes:
         image_size: (H, W) in pixels, both divisible by 2^(levels - 1).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ _GAP = 2
 _PAPER, _INK = (255, 255, 255), (40, 40, 48)
 _SMALLEST_CELL = 64  # pixels; smaller images are enlarged by a whole factor so that a person can see them
 _FONT_SIZE = 15
+_LONGEST_NAME = 28
 
 
 def to_picture(image: np.ndarray) -> Image.Image:
@@ -44,6 +46,14 @@ def image_grid(images: np.ndarray, columns: int, row_names: Sequence[str] | None
         tile = to_picture(image).convert("RGB").resize((width * factor, height * factor), Image.Resampling.NEAREST)
         picture.paste(tile, (margin + i % columns * cell_width, _GAP + i // columns * cell_height))
     return picture
+
+
+def row_name(label: int, name: str) -> str:
+    """A class name as the grid's font can draw it: accents are dropped, and the label stands before a name that lost more."""
+    drawable = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().strip()
+    lost = len(drawable) < len(unicodedata.normalize("NFC", name).strip())
+    text = f"{label} {drawable}".strip() if lost else drawable
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 2]}.."
 
 
 def write_png(picture: Image.Image, path: Path) -> None:

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from fastcond.command_line import Parser, choose_device, number, run, seed_number, whole_number
+from fastcond.command_line import Parser, choose_device, number, path, run, seed_number, whole_number
 from fastcond.diffusion import SAMPLERS, StepTable
 from fastcond.engine import generate, step_table, to_uint8
-from fastcond.images import image_grid, to_picture, whole_file, write_gif, write_png
+from fastcond.images import image_grid, row_name, to_picture, whole_file, write_gif, write_png
 from fastcond.training import Run, load_run
 
 ALL_NAME, NULL_NAME = "all", "null"
@@ -45,7 +45,9 @@ def build_parser() -> Parser:
         metavar=("START", "STOP"),
         help="guide only in this part of the run, as fractions; 0 is the noisiest step (default 0 1)",
     )
-    parser.add_argument("--run", default="runs/sprites", metavar="DIR", help="the run to sample from (default runs/sprites)")
+    parser.add_argument(
+        "--run", type=path, default="runs/sprites", metavar="DIR", help="the run to sample from (default runs/sprites)"
+    )
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint (default the last)")
     parser.add_argument("--n", type=whole_number, default=16, help="images a label (default 16)")
     parser.add_argument("--sampler", default="ddpm", choices=list(SAMPLERS), help="default ddpm")
@@ -54,7 +56,13 @@ def build_parser() -> Parser:
     parser.add_argument("--eta", type=number, help="noise of ddim, 0 (none, the default) to 1")
     parser.add_argument("--seed", type=seed_number, default=0, help="image i of a label depends on (seed, i) (default 0)")
     parser.add_argument("--batch-size", type=whole_number, help="images at a time; does not change them (default 64)")
-    parser.add_argument("--out", default="samples", metavar="DIR", help="folder for the results (default samples)")
+    parser.add_argument(
+        "--out",
+        type=path,
+        default="samples",
+        metavar="DIR",
+        help="new folder for the results, -2 added if taken (default samples)",
+    )
     parser.add_argument("--gif", action="store_true", help="write denoising.gif too: the x_0 prediction, step by step")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     return parser
@@ -67,7 +75,7 @@ def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
     """
     known = {name: label for label, name in enumerate(class_names)}
     # A class may have a comma in its name, or a number for a name.
-    words = [text] if text in known else [word.strip() for word in text.split(",")]
+    words = [text] if text in known else [word.strip() for word in text.split(",") if word.strip()]
     labels: list[int] = []
     for word in words:
         if word in known:
@@ -82,6 +90,8 @@ def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
             names = ", ".join(f"{label} {name}" for label, name in enumerate(class_names[:50]))
             more = f" and {len(class_names) - 50} more" if len(class_names) > 50 else ""
             raise ValueError(f"--label {word!r} is no class of this run; it knows {names}{more}, all and null")
+    if not labels:
+        raise ValueError(f"--label {text!r} names no class; give a class name, an index, all or null")
     repeated = {label for label in labels if labels.count(label) > 1}
     if repeated:
         raise ValueError(f"--label names class {min(repeated)} twice; use --n for more images of it")
@@ -91,10 +101,14 @@ def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
 @contextmanager
 def free_folder(wanted: Path) -> Iterator[Path]:
     """A new folder: `wanted`, or `wanted`-2, -3, ... where something lies there already. Gone again if left empty by an error."""
+    if wanted.is_file():
+        raise ValueError(f"--out {wanted} is a file; name a folder")
+    if not wanted.name or wanted.name == "..":
+        wanted = wanted.resolve()
     folder, number = wanted, 1
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         number += 1
-        folder = wanted.resolve().with_name(f"{wanted.resolve().name}-{number}")
+        folder = wanted.with_name(f"{wanted.name}-{number}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
@@ -123,8 +137,10 @@ def main(options: argparse.Namespace) -> int:
     with free_folder(Path(options.out)) as folder:
         samples = _draw(loaded, table, labels, options)
         _write(samples, folder, [*loaded.class_names, NULL_NAME])
+    names = [*loaded.class_names, NULL_NAME]
+    shown = ", ".join(names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
     print(
-        f"drew {len(samples.images)} images of {len(labels)} labels from step {loaded.step} of {options.run} "
+        f"drew {options.n} of each: {shown}; from step {loaded.step} of {options.run} "
         f"with {options.sampler}, {table.num_rows} steps, cfg {options.cfg:g}: {folder / 'grid.png'}"
     )
     return 0
@@ -147,7 +163,7 @@ def _draw(loaded: Run, table: StepTable, labels: list[int], options: argparse.Na
     indices = np.tile(np.arange(n), len(labels))
     shown = np.linspace(0, rows - 1, min(_GIF_FRAMES, rows) if options.gif else 0).round()
     frames: dict[int, list[np.ndarray]] = {int(row): [] for row in shown}
-    with tqdm(total=len(indices) * rows, unit="step", desc="sampling", disable=None, leave=False) as bar:
+    with tqdm(total=len(indices) * rows, unit="image step", desc="sampling", disable=None, leave=False) as bar:
 
         def on_step(row: int, first: int, x_0: Tensor) -> None:
             bar.update(len(x_0))
@@ -177,9 +193,9 @@ def _write(samples: _Samples, folder: Path, names: Sequence[str]) -> None:
     for image, label, (_, index) in zip(samples.images, each, samples.seeds, strict=True):
         slug = re.sub(r"[^\w-]+", "-", names[label])
         write_png(to_picture(image), folder / f"{label}-{slug}-{index:05d}.png")
-    columns = min(samples.n, _MOST_COLUMNS)
-    rows_a_label = -(-samples.n // columns)
-    row_names = [names[label] if row == 0 else "" for label in samples.labels for row in range(rows_a_label)]
+    rows_a_label = -(-samples.n // _MOST_COLUMNS)
+    columns = -(-samples.n // rows_a_label)
+    row_names = [row_name(label, names[label]) if row == 0 else "" for label in samples.labels for row in range(rows_a_label)]
 
     def grid(images: np.ndarray) -> Image.Image:
         # Each label's images are padded with white to whole rows.

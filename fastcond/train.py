@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastcond.command_line import Parser, choose_device, image_size, number, run, seed_number, whole_number
+from fastcond.command_line import Parser, choose_device, image_size, number, path, run, seed_number, whole_number
 from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, PRESETS, SCHEDULES, WEIGHTINGS
 from fastcond.data import LabelledImages, open_dataset
 from fastcond.engine import generate
-from fastcond.images import image_grid, write_png
+from fastcond.images import image_grid, row_name, write_png
 from fastcond.nn import ConditionalUNet
 from fastcond.training import Intervals, Progress, RunDirectory, Trainer
 from fastcond.training.configure import new_config, require_same_kind, resumed_config
@@ -25,6 +25,7 @@ from fastcond.training.distributed import join_process_group
 
 _GRID_COLUMNS, _GRID_ROWS, _GRID_STEPS, _GRID_GUIDANCE = 8, 10, 25, 2.0
 _SECONDS_BETWEEN_LINES = 30.0
+_KEEP = 3
 
 
 def build_parser() -> Parser:
@@ -34,19 +35,20 @@ def build_parser() -> Parser:
     where = parser.add_argument_group("what and where")
     where.add_argument(
         "--data",
+        type=path,
         help="sprites or digits (built in), a folder with one folder a class, IMAGES.npy, .npz, IDX, CIFAR binary, .zip "
         "(default sprites)",
     )
-    where.add_argument("--labels", metavar="FILE", help="labels of IMAGES.npy: integers or one-hot")
+    where.add_argument("--labels", type=path, metavar="FILE", help="labels of IMAGES.npy: integers or one-hot")
     where.add_argument("--size", type=image_size, metavar="S|HxW", help="resize and crop the images to this size")
-    where.add_argument("--out", metavar="DIR", help="folder of the run (default runs/NAME-OF-THE-DATA)")
+    where.add_argument("--out", type=path, metavar="DIR", help="folder of the run (default runs/NAME-OF-THE-DATA)")
     where.add_argument("--resume", action="store_true", help="go on with the run in --out; begin it where there is none")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     where.add_argument(
         "--save-every", type=whole_number, metavar="S", help="steps between checkpoints (default every 10 minutes)"
     )
     where.add_argument("--sample-every", type=whole_number, metavar="S", help="steps between sample grids (default a few a run)")
-    where.add_argument("--keep", type=whole_number, default=3, help="checkpoints to keep (default 3)")
+    where.add_argument("--keep", type=whole_number, default=_KEEP, help="checkpoints of this session to keep (default 3)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=whole_number, metavar="N", help="train N steps (default the preset's)")
     budget.add_argument("--minutes", type=number, metavar="M", help="train M minutes; the learning rate follows the clock")
@@ -91,7 +93,10 @@ def main(options: argparse.Namespace) -> int:
     if resuming:
         stored = directory.read_config()
         config = resumed_config(given, stored, device)
-        data = open_dataset(config.data.source, labels=config.data.labels, size=config.data.size)
+        try:
+            data = open_dataset(config.data.source, labels=config.data.labels, size=config.data.size)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"the run's data was not found; give its new place with --data ({error})") from error
         require_same_kind(data, config, directory.read_class_names())
     else:
         data = open_dataset(source, labels=options.labels, size=options.size)
@@ -114,7 +119,15 @@ def main(options: argparse.Namespace) -> int:
             flush=True,
         )
     group.agree(0.0, False)  # nobody goes on before the folder is there
-    return _train(trainer, directory, data)
+    return _train(trainer, directory, data, _kept_flags(options))
+
+
+def _kept_flags(options: argparse.Namespace) -> str:
+    """What a run does not remember of the flags that were given, for the command that goes on with it."""
+    given = {"save-every": options.save_every, "sample-every": options.sample_every}
+    given |= {"keep": options.keep if options.keep != _KEEP else None}
+    given |= {"device": options.device if options.device != "auto" else None}
+    return "".join(f" --{flag} {value}" for flag, value in given.items() if value is not None)
 
 
 def _name_of(source: str) -> str:
@@ -123,15 +136,15 @@ def _name_of(source: str) -> str:
     return path.name if path.is_dir() or not path.suffix else path.stem
 
 
-def _train(trainer: Trainer, directory: RunDirectory, data: LabelledImages) -> int:
+def _train(trainer: Trainer, directory: RunDirectory, data: LabelledImages, flags: str) -> int:
     """Train with a progress report, sample grids and a Ctrl-C that saves."""
     signals: list[int] = []
 
     def on_signal(number: int, _frame: Any) -> None:
         signals.append(number)
         trainer.stop()
-        # A second one ends the process at once.
-        signal.signal(number, signal.SIG_DFL)
+        print("\nstopping after this step, then saving; once more quits without saving", file=sys.stderr, flush=True)
+        signal.signal(number, signal.default_int_handler)
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     report = _Report(trainer) if trainer.group.is_main else None
@@ -155,7 +168,7 @@ def _train(trainer: Trainer, directory: RunDirectory, data: LabelledImages) -> i
     if report is None:
         return 0
     if not finished:
-        print(f"stopped and saved at step {trainer.step}; go on with: {directory.resume_command()}")
+        print(f"stopped and saved at step {trainer.step}; go on with: {directory.resume_command()}{flags}")
         return 128 + signals[0] if signals else 0
     budget = trainer.config.training
     end = f"--steps {budget.steps}" if budget.minutes is None else f"--minutes {budget.minutes:g}"
@@ -210,7 +223,7 @@ def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, .
         steps=min(_GRID_STEPS, model.diffusion.num_timesteps),
         indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
     )
-    write_png(image_grid(images, _GRID_COLUMNS, [class_names[label] for label in rows]), path)
+    write_png(image_grid(images, _GRID_COLUMNS, [row_name(label, class_names[label]) for label in rows]), path)
 
 
 if __name__ == "__main__":

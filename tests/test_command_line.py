@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from fastcond import sample, train
-from fastcond.command_line import Parser, choose_device, image_size, number, run, seed_number, whole_number
+from fastcond.command_line import Parser, choose_device, image_size, number, path, run, seed_number, whole_number
 
 # A flag is added or removed here on purpose, with a line in CHANGELOG.md, or not at all.
 TRAIN_FLAGS = """
@@ -61,6 +61,7 @@ def test_values_are_read(kind: object, text: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
+        *[(path, text) for text in ("", "  ")],
         *[(image_size, text) for text in ("", "0", "16x", "x16", "16x0", "-16", "16.5", "a")],
         *[(number, text) for text in ("", "two", "nan", "inf", "-inf")],
         *[(whole_number, text) for text in ("", "0", "-1", "1.5", "_1", "x")],
@@ -68,7 +69,7 @@ def test_values_are_read(kind: object, text: str, value: object) -> None:
     ],
 )
 def test_bad_values_are_named(kind: object, text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"is no|is not"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is no|is not|is empty"):
         kind(text)  # type: ignore[operator]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcond.images import image_grid, to_picture, write_gif, write_png
+from fastcond.images import image_grid, row_name, to_picture, write_gif, write_png
 
 
 def test_a_grid_holds_every_pixel_enlarged() -> None:
@@ -50,3 +50,18 @@ def test_gif_has_every_frame_and_rests_on_the_last(tmp_path: Path) -> None:
         gif.seek(3)
         assert gif.info["duration"] == 900
         assert np.abs(np.asarray(gif.convert("RGB")).astype(int)[0, 0] - [180, 0, 75]).max() < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("food", "food"),
+        ("büro", "buro"),
+        ("猫 cat", "3 cat"),
+        ("猫", "3"),
+        ("x" * 40, "x" * 26 + ".."),
+        ("naïve — ok", "3 naive  ok"),
+    ],
+)
+def test_row_names_are_drawable(name: str, drawn: str) -> None:
+    assert row_name(3, name) == drawn

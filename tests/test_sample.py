@@ -64,7 +64,7 @@ def test_samples_that_are_there_are_kept(run: Path, tmp_path: Path, capsys: pyte
     flags = ("--run", run, "--label", "1", "--n", "1", "--steps", "2", "--out", tmp_path / "s")
     for seed in range(3):
         assert sample_here(*flags, "--seed", seed) == 0
-    assert "s-3" in capsys.readouterr().out.splitlines()[-1]
+    assert str(tmp_path / "s-3" / "grid.png") in capsys.readouterr().out.splitlines()[-1]
     assert [drawn(tmp_path / name)["seeds"][0, 0] for name in ("s", "s-2", "s-3")] == [0, 1, 2]
 
 
@@ -112,6 +112,12 @@ def test_a_folder_with_other_files_is_not_touched(run: Path, tmp_path: Path, mon
     assert (tmp_path / "mine-2" / "grid.png").exists() and (tmp_path / "mine-3" / "grid.png").exists()
 
 
+def test_a_file_is_no_folder_for_samples(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("precious")
+    assert_one_line(sample_here("--run", run, "--label", "1", "--out", tmp_path / "mine"), capsys, "mine is a file")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 def test_all_and_null_together(run: Path, tmp_path: Path) -> None:
     assert sample_here("--run", run, "--label", "all,null", "--n", "1", "--steps", "2", "--out", tmp_path / "s") == 0
     assert drawn(tmp_path / "s")["labels"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -140,6 +146,7 @@ class TestErrors:
             (("--label", "-1"), ("'-1'", "2 food")),
             (("--label", "dragon"), ("'dragon'", "1 non-hero", "3 spell")),
             (("--label", "1,1"), ("twice", "--n")),
+            (("--label", " , "), ("names no class",)),
             (("--label", "1", "--steps", "1001"), ("1001", "1000")),
             (("--label", "1", "--cfg-interval", "0.8", "0.2"), ("0.8", "0.2")),
             (("--label", "1", "--eta", "0.5"), ("--eta", "--sampler ddim")),

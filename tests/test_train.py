@@ -83,7 +83,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signa
     assert process.returncode == 128 + number
     assert "Traceback" not in err
     step = RunDirectory(run).checkpoint_steps()[-1]
-    assert f"stopped and saved at step {step}; go on with: python -m fastcond.train --out {run} --resume" in out
+    assert (
+        f"stopped and saved at step {step}; go on with: python -m fastcond.train --out {run} --resume --save-every 2 --device cpu"
+        in out
+    )
+    assert "stopping after this step" in err
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,14 +137,14 @@ def test_a_resumed_run_may_find_its_data_elsewhere_but_not_other_data(tmp_path: 
     assert train_here("--data", data, "--steps", "1", *flags) == 0
     moved = data.rename(tmp_path / "moved")
     capsys.readouterr()
-    assert_one_line(train_here("--out", run, "--resume", "--steps", "2"), capsys, str(data))
+    assert_one_line(train_here("--out", run, "--resume", "--steps", "2"), capsys, str(data), "new place with --data")
     assert train_here("--data", moved, "--steps", "2", "--resume", *flags) == 0
     assert RunDirectory(run).read_config().data.source == str(moved)
     capsys.readouterr()
     other = class_folders(tmp_path / "other", (16, 8))
     assert_one_line(train_here("--data", other, "--resume", *flags), capsys, "8x16x3", "begun with other data", "8x8x3")
     (moved / "dog").rename(moved / "fox")
-    assert_one_line(train_here("--resume", *flags), capsys, "begun with other data", "cat, dog")
+    assert_one_line(train_here("--resume", *flags), capsys, "(cat, fox)", "begun with other data", "(cat, dog)")
 
 
 def test_a_resumed_run_may_move_to_another_machine(tmp_path: Path) -> None:

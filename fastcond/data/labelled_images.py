@@ -65,7 +65,7 @@ def label_images(origin: str, images: np.ndarray, labels: np.ndarray, class_name
         raise ValueError(f"{origin}: holds no images")
     labels = np.atleast_1d(labels)
     if len(images) != len(labels):
-        raise ValueError(f"{origin}: {len(images)} images but {len(labels)} labels; give one label an image")
+        raise ValueError(f"{origin}: {len(images)} images but {len(labels)} labels; give one label for each image")
     integers, num_classes = as_labels(labels, origin)
     names = numbered(num_classes) if class_names is None else tuple(class_names)
     if num_classes > len(names):

@@ -110,12 +110,17 @@ def require_same_kind(data: LabelledImages, config: RunConfig, class_names: tupl
     network = config.network
     found = (*data.image_size, data.channels, data.class_names)
     if found != (*network.image_size, network.in_channels, class_names):
-        height, width = network.image_size
         raise ValueError(
-            f"{config.data.source} has {data.num_classes} classes of {data.image_size[0]}x{data.image_size[1]}x{data.channels} "
-            f"images; this run was begun with other data: {len(class_names)} classes ({', '.join(class_names[:5])}"
-            f"{', ...' if len(class_names) > 5 else ''}) of {height}x{width}x{network.in_channels}"
+            f"{config.data.source} has {data.num_classes} classes ({_some(data.class_names)}) of "
+            f"{data.image_size[0]}x{data.image_size[1]}x{data.channels} images; this run was begun with other data: "
+            f"{len(class_names)} classes ({_some(class_names)}) of "
+            f"{network.image_size[0]}x{network.image_size[1]}x{network.in_channels}"
         )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """The first five names."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _is_of_preset(stored: RunConfig, name: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ _PARTIAL = ".partial"
 class Run:
     """A loaded run: `model` (the EMA weights, eval mode), what it was configured with, its class names, and its step."""
 
-    model: ConditionalUNet
-    config: RunConfig
+    model: ConditionalUNet = field(repr=False)
+    config: RunConfig = field(repr=False)
     class_names: tuple[str, ...]
     step: int
     path: Path

@@ -83,7 +83,7 @@ def test_a_row_that_is_not_one_hot(open_npy, row, total):
 
 
 def test_another_number_of_labels(open_npy):
-    with pytest.raises(ValueError, match="6 images but 5 labels; give one label an image"):
+    with pytest.raises(ValueError, match="6 images but 5 labels; give one label for each image"):
         open_npy(IMAGES, LABELS[:5])
 
 
