@@ -19,13 +19,9 @@ from PIL import Image
 from fastcond.training import RunDirectory
 from fastcond.training.metrics import read_metrics
 from tests.support.command_lines import REPOSITORY, assert_one_line, start, train_here
+from tests.support.tiny_runs import last_checkpoint
 
 SMALL = ("--data", "digits", "--batch-size", "8", "--device", "cpu")
-
-
-def last_checkpoint(run: Path) -> dict[str, bytes]:
-    folder = sorted(path for path in (run / "checkpoints").iterdir() if path.name.isdecimal())[-1]
-    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def tiny_config(**training: Any) -> RunConfig:
         ),
         data=DataConfig(source="made by the test"),
     )
+
+
+def last_checkpoint(run: Path) -> dict[str, str]:
+    """Name of the last checkpoint and of each of its tensor files, with the sha256 sum of every byte.
+
+    Sums and not bytes, because pytest would spell out how megabytes differ.
+    """
+    folder = sorted(path for path in (run / "checkpoints").iterdir() if path.name.isdecimal())[-1]
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) == 3
+    return {f"{folder.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def make_trainer(folder: Path, config: RunConfig | None = None, data: LabelledImages | None = None, **extra: Any) -> Trainer:

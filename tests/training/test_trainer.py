@@ -15,15 +15,12 @@ from fastcond.config import TrainingConfig
 from fastcond.training import Intervals, Progress, RunDirectory
 from fastcond.training.metrics import read_metrics
 from fastcond.training.trainer import Trainer, learning_rate
-from tests.support.tiny_runs import bright_and_dark, make_trainer, tiny_config
+from tests.support.tiny_runs import bright_and_dark, last_checkpoint, make_trainer, tiny_config
 
 
 def assert_same_checkpoint(first: Path, second: Path) -> None:
     """Every tensor file of the last checkpoints is equal, byte for byte."""
-    folders = [sorted((run / "checkpoints").iterdir())[-1] for run in (first, second)]
-    assert folders[0].name == folders[1].name
-    for name in ("model", "ema", "optimizer"):
-        assert (folders[0] / f"{name}.safetensors").read_bytes() == (folders[1] / f"{name}.safetensors").read_bytes(), name
+    assert last_checkpoint(first) == last_checkpoint(second)
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 11])
