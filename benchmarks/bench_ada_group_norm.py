@@ -5,7 +5,7 @@ GB/s counts the bytes that cannot be saved: forward x in and y out, backward x a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,14 +18,6 @@ from tests.support.ada_group_norm import Case, check_parity, value_and_gradients
 # (batch, channels, H, W), 32 groups: one image and a training batch, the fine and the coarse level.
 SIZES = [(1, 64, 64, 64), (4, 128, 64, 64), (64, 64, 16, 16), (64, 128, 8, 8)]
 ROUNDS = 15
-
-
-@pytest.fixture(params=[1, 2], ids=lambda threads: f"{threads}-threads")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["op", "reference", "eager"])

@@ -6,7 +6,7 @@ philox noise, which torch.randn keys to nothing, so the row without noise (DDIM)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,14 +21,6 @@ from tests.tolerances import ONE_STEP
 SIZES = [(1, 3, 64, 64), (16, 3, 32, 32), (64, 3, 16, 16), (64, 3, 64, 64)]
 TABLES = {"ddpm": ddpm(NoiseSchedule.linear(), 50), "ddim": ddim(NoiseSchedule.linear(), 50)}
 ROW, GUIDANCE = 20, 2.5
-
-
-@pytest.fixture(params=[1, 2], ids=lambda threads: f"{threads}-threads")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def inputs(size: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:

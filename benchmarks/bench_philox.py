@@ -5,7 +5,7 @@ GB/s counts what is written; torch.randn is the baseline to stay near, not one t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,14 +17,6 @@ from tests.tolerances import NORMALS
 
 SIZES = [(16, 3, 16, 16), (64, 3, 64, 64)]
 STREAM = 1
-
-
-@pytest.fixture(params=[1, 2], ids=lambda threads: f"{threads}-threads")
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def inputs(size: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
