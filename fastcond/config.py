@@ -237,7 +237,7 @@ PRESETS: Mapping[str, Preset] = {
         # On small images linear betas leave next to no signal in the last timesteps (Nichol & Dhariwal 2021, section 3.2), which
         # a short training cannot afford.
         diffusion={"schedule": "cosine", "prediction": "v"},
-        training={"steps": 10_000, "batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 100},
+        training={"steps": 10_000, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
     ),
     # The size of the blog and of the sprite course: 16x16, about 5M parameters.
     "sprites": Preset(
