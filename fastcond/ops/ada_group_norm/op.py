@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcond.ops import gpu
 from fastcond.ops.ada_group_norm import cpu, reference
 
 _OPERANDS = "Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias"
@@ -26,6 +27,20 @@ torch.library.impl("fastcond::ada_group_norm", "default", reference.forward)
 torch.library.impl("fastcond::ada_group_norm_backward", "default", reference.backward)
 torch.library.impl("fastcond::ada_group_norm", "cpu", cpu.forward)
 torch.library.impl("fastcond::ada_group_norm_backward", "cpu", cpu.backward)
+
+
+def _for_gpu() -> Any:
+    return gpu.launchers("fastcond.ops.ada_group_norm.triton_launch") or reference
+
+
+@torch.library.impl("fastcond::ada_group_norm", "cuda")
+def _forward_cuda(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _for_gpu().forward(*operands)
+
+
+@torch.library.impl("fastcond::ada_group_norm_backward", "cuda")
+def _backward_cuda(*operands: Any) -> tuple[Tensor, ...]:
+    return _for_gpu().backward(*operands)
 
 
 @torch.library.register_fake("fastcond::ada_group_norm")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcond.ops import gpu
 from fastcond.ops.diffusion_step import reference
 
 _OPERANDS = (
@@ -20,6 +21,20 @@ torch.library.define("fastcond::diffusion_step", f"({_OPERANDS}) -> (Tensor x_ne
 torch.library.define("fastcond::diffusion_step_into", f"({_OPERANDS}, Tensor(a!) x_next, Tensor(b!) x_0) -> ()")
 torch.library.impl("fastcond::diffusion_step", "default", reference.step)
 torch.library.impl("fastcond::diffusion_step_into", "default", reference.step_into)
+
+
+def _for_gpu() -> Any:
+    return gpu.launchers("fastcond.ops.diffusion_step.triton_kernels") or reference
+
+
+@torch.library.impl("fastcond::diffusion_step", "cuda")
+def _step_cuda(*operands: Any) -> tuple[Tensor, Tensor]:
+    return _for_gpu().step(*operands)
+
+
+@torch.library.impl("fastcond::diffusion_step_into", "cuda")
+def _step_into_cuda(*operands: Any) -> None:
+    _for_gpu().step_into(*operands)
 
 
 @torch.library.register_fake("fastcond::diffusion_step")

@@ -1,14 +1,15 @@
-"""Registration: one schema an op, the reference for every device, C++ for the CPU where it was built."""
+"""Registration: one schema an op, Triton for GPUs, C++ for the CPU where it was built, the reference elsewhere."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcond.ops import native
+from fastcond.ops import gpu, native
 from fastcond.ops.philox import reference
 
 torch.library.define(
@@ -62,6 +63,20 @@ def _philox_normal_cpu(seeds: Tensor, step: Tensor, shape: Sequence[int], stream
     out = torch.empty((batch, *shape), dtype=torch.float32)
     library.philox_normal(seeds.data_ptr(), int(step), out.data_ptr(), batch, count, stream, torch.get_num_threads())
     return out
+
+
+def _for_gpu() -> Any:
+    return gpu.launchers("fastcond.ops.philox.triton_kernels") or reference
+
+
+@torch.library.impl("fastcond::philox_bits", "cuda")
+def _philox_bits_cuda(seeds: Tensor, step: Tensor, count: int, stream: int) -> Tensor:
+    return _for_gpu().philox_bits(seeds, step, count, stream)
+
+
+@torch.library.impl("fastcond::philox_normal", "cuda")
+def _philox_normal_cuda(seeds: Tensor, step: Tensor, shape: Sequence[int], stream: int) -> Tensor:
+    return _for_gpu().philox_normal(seeds, step, shape, stream)
 
 
 @torch.library.register_fake("fastcond::philox_bits")

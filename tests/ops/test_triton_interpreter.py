@@ -1,0 +1,24 @@
+"""Starts the tests of tests/interpreted in a process where Triton interprets its kernels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted(path.name for path in (ROOT / "tests" / "interpreted").glob("test_*.py"))
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("module", MODULES)
+def test_interpreted(module: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/interpreted/{module}"]
+    # One thread: the tensors are small, and the interpreter is Python.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-6000:] + done.stderr[-2000:]
