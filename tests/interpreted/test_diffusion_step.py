@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-import fastcond.ops.diffusion_step as public
 from fastcond.ops.diffusion_step import reference, triton_kernels
 from fastcond.ops.philox import STEP_NOISE, philox_normal
 from tests.ops import test_diffusion_step as of_op
@@ -29,6 +29,7 @@ from tests.tolerances import NORMALS
 @pytest.fixture(autouse=True, scope="module")
 def behind_the_op() -> Iterator[None]:
     """The public function calls the Triton launchers."""
+    public = sys.modules["fastcond.ops.diffusion_step"]  # as an attribute of the package, the name is the function's
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(public, "diffusion_step_functional", triton_kernels.step)
         patch.setattr(public, "diffusion_step_into", triton_kernels.step_into)

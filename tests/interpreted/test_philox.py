@@ -27,6 +27,8 @@ from tests.tolerances import NORMALS
 def kernel() -> Iterator[str]:
     """The public functions call the Triton launchers. The name is that of the fixture which the op's tests ask for."""
     with pytest.MonkeyPatch.context() as patch:
+        # Programs of many elements: each costs the interpreter about the same time. What is drawn does not depend on it.
+        patch.setattr(triton_kernels, "_BLOCK", 1 << 14)
         patch.setattr(public, "philox_bits_op", triton_kernels.philox_bits)
         patch.setattr(public, "philox_normal_op", triton_kernels.philox_normal)
         yield "triton"
@@ -38,6 +40,15 @@ def test_words_equal_the_reference_and_the_cpu_kernel(images: int, count: int) -
     words = triton_kernels.philox_bits(seeds, step, count, STEP_NOISE)
     assert torch.equal(words, reference.philox_bits(seeds, step, count, STEP_NOISE))
     assert torch.equal(words, op.philox_bits_op(seeds, step, count, STEP_NOISE))
+
+
+def test_the_size_of_a_program_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (seeds_of(3), torch.tensor([2]), (5_003,), STEP_NOISE)
+    drawn = []
+    for block in (64, 512, 1 << 14):
+        monkeypatch.setattr(triton_kernels, "_BLOCK", block)
+        drawn.append(triton_kernels.philox_normal(*arguments))
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize(("images", "shape"), [(1, (1 << 20,)), (5, (3, 7, 11)), (2, ()), (3, (0, 4))])

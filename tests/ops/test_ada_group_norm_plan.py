@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fastcond.config import PRESETS, UNetConfig
@@ -23,9 +23,14 @@ CALLS = st.fixed_dictionaries(
 )
 
 
+def test_images_of_two_billion_elements_are_the_reference_s() -> None:
+    assert make_plan(1 << 11, 32, 1 << 20, 2, False, True, False) is None
+
+
 @given(call=CALLS, width=st.integers(1, 200))
 def test_tiles_cover_whole_groups_and_all_positions(call: dict[str, int], width: int) -> None:
     groups = call["num_groups"]
+    assume(groups * width * call["positions"] < 2**31)
     plan = make_plan(channels=groups * width, **call)
     assert plan is not None
     assert groups % plan.groups == 0 and plan.groups * width <= plan.block_c

@@ -75,8 +75,8 @@ class Norm:
 
 
 # (C, G, side): packed small groups, one group a CTA, the tiny preset's skip connections (12 channels a group), imagenet64's
-# (6 channels), and large groups, which take a cluster or two kernels.
-_SHAPES = [(128, 32, 4), (256, 32, 16), (128, 32, 32), (96, 8, 16)]
+# (42 and 6 channels), and large groups, which take a cluster or two kernels.
+_SHAPES = [(128, 32, 4), (256, 32, 16), (128, 32, 32), (96, 8, 16), (1344, 32, 8)]
 _LARGE = [(192, 32, 64), (128, 32, 128)]
 
 

@@ -24,7 +24,8 @@ WARP = 32
 _PER_THREAD = 16  # elements that a thread holds where the tile allows it
 _MOST_WARPS = 16
 _SMALL_TILE = 4096  # groups are packed up to this many elements
-_PACKED_CHANNELS = 64  # sums over the groups of a packed tile compare its channels in pairs
+_PACKED_CHANNELS = 64  # of a tile of many groups, whose sums compare its channels in pairs
+_FEW_GROUPS, _FEW_GROUPS_CHANNELS = 4, 256  # summed one after another
 _MOST_CHANNELS = 16384  # of one group; beyond, the reference
 _MOST_SPLITS = 64  # partial sums that the second kernel of T2 merges
 _PROGRAMS_AN_IMAGE = 128  # of its first kernel: fewer would leave a large GPU idle at batch 1, more are more to merge
@@ -96,7 +97,8 @@ def make_plan(
 
 def _packing(num_groups: int, width: int, positions: int, itemsize: int, channels_last: bool) -> list[int]:
     """Groups of a tile, the preferred number first. All divide G, so every tile is full."""
-    divisors = [n for n in range(1, num_groups + 1) if num_groups % n == 0 and (n == 1 or n * width <= _PACKED_CHANNELS)]
+    divisors = [n for n in range(1, num_groups + 1) if num_groups % n == 0]
+    divisors = [n for n in divisors if n == 1 or n * width <= (_FEW_GROUPS_CHANNELS if n <= _FEW_GROUPS else _PACKED_CHANNELS)]
     if channels_last:
         # A row of the tile is groups * width elements: whole accesses first, then whole sectors, then up to a line.
         def rank(n: int) -> tuple[bool, bool, int]:

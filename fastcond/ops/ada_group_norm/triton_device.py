@@ -118,9 +118,14 @@ def over_group(of_row, row, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
     """Sum of a value of each row over the rows of its group, for each row [BC], or as one number where there is one group."""
     if GROUPS == 1:
         total = tl.sum(of_row, axis=0)
+    elif GROUPS <= 4:
+        # A select and no product: a NaN stays in its group.
+        total = tl.zeros_like(of_row)
+        for group in tl.static_range(GROUPS):
+            own = row // WIDTH == group
+            total = tl.where(own, tl.sum(tl.where(own, of_row, 0.0), axis=0), total)
     else:
         same = (row // WIDTH)[:, None] == (row // WIDTH)[None, :]
-        # A select and no product: a NaN stays in its group.
         total = tl.sum(tl.where(same, of_row[None, :], 0.0), axis=1)
     return total
 
