@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcond
-from fastcond.interop.accelerate import FusedResnetBlock
+from fastcond.interop.accelerate import FusedNorm, FusedResnetBlock
 from tests.support.diffusers_networks import CONFIGS, build, call, in_float64, inputs, output_and_gradients
 from tests.support.networks import perturb
 from tests.tolerances import FP64, assert_gradient_parity, assert_network_close, assert_parity
@@ -250,15 +250,15 @@ def test_a_forward_of_ones_own_is_left_alone() -> None:
     class Renamed(ResnetBlock2D):
         pass
 
-    kinds = [Louder, Renamed, ResnetBlock2D]
+    kinds = [Louder, Renamed, ResnetBlock2D, ResnetBlock2D, ResnetBlock2D]
     blocks = nn.ModuleList(kind(in_channels=16, temb_channels=8, groups=4) for kind in kinds)
-    replaced = ResnetBlock2D(in_channels=16, temb_channels=8, groups=4)
-    replaced.norm1.forward = replaced.norm1.forward  # as offloading does
-    blocks.append(replaced)
+    for replaced in (blocks[3], blocks[4].norm1):
+        replaced.forward = replaced.forward  # as offloading does
     fastcond.accelerate(blocks)
-    assert [isinstance(block.norm2, type(blocks[2].norm1)) for block in blocks] == [False, True, True, False]
-    assert [type(block).__name__ for block in blocks] == ["Louder", "Renamed", "ResnetBlock2D", "ResnetBlock2D"]
-    assert isinstance(blocks[1], Renamed)
+    assert [isinstance(block, FusedResnetBlock) for block in blocks] == [False, True, True, False, False]
+    assert [isinstance(block.norm2, FusedNorm) for block in blocks] == [False, True, True, False, False]
+    assert [type(block).__name__ for block in blocks] == [kind.__name__ for kind in kinds]
+    assert all(isinstance(block, kind) for block, kind in zip(blocks, kinds, strict=True))
 
 
 @pytest.mark.parametrize("how", ["default", "scale_shift"])
