@@ -13,7 +13,7 @@ help:
 	@echo "make test      run all tests"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make format    let ruff format the sources"
-	@echo "make bench     time the kernels against their baselines"
+	@echo "make bench     time the ops against their baselines (minutes), into benchmarks/RESULTS.md"
 	@echo "make quality   train and judge the samples by an independent classifier (many minutes)"
 	@echo "make clean     remove the environment and what tools left behind; runs/ and samples/ stay"
 
@@ -35,7 +35,9 @@ format: $(VENV)/.dev
 	$(RUN) -m ruff format .
 
 bench: $(VENV)/.dev
-	$(RUN) -m pytest benchmarks --benchmark-only
+	@mkdir -p build
+	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-columns median,iqr,rounds --benchmark-json build/bench.json
+	$(RUN) -m benchmarks.report build/bench.json
 
 quality: $(VENV)/.dev
 	$(RUN) -m pytest -m quality -s --timeout 0

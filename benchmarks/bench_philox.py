@@ -1,6 +1,6 @@
-"""Noise for a batch of images: the native kernel, the reference, and torch.randn, which keys noise to nothing.
+"""Normal noise for a batch of images: the op, its reference, and torch.randn, which keys noise to nothing.
 
-GB/s counts what is written; torch.randn is the baseline to stay near, not one that does the same.
+Bytes that cannot be saved: the noise, out. torch.randn is a baseline to stay near; it does not do the same.
 """
 
 from __future__ import annotations
@@ -10,43 +10,38 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fastcond.ops import native
-from fastcond.ops.philox import op, reference
+from benchmarks.measuring import DEVICE, WAYS, compiled, copy, measure, size_name
+from fastcond.ops import philox_normal
+from fastcond.ops.philox import STEP_NOISE, reference
 from tests.tolerances import NORMALS
 
-SIZES = [(16, 3, 16, 16), (64, 3, 64, 64)]
-STREAM = 1
+SIZES = [(1, 3, 64, 64), (64, 3, 16, 16), (64, 3, 64, 64), (256, 3, 64, 64), (256, 16, 64, 64)]
 
 
-def inputs(size: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.arange(size[0])
-    return torch.stack((torch.full_like(images, 7), images), dim=1), torch.tensor([3])
+def way_of(way: str, size: tuple[int, ...]) -> Callable[[], Tensor]:
+    images = torch.arange(size[0], device=DEVICE)
+    seeds, step = torch.stack((torch.full_like(images, 7), images), dim=1), torch.tensor([3], device=DEVICE)
+
+    def ours() -> Tensor:
+        return philox_normal(seeds, size[1:], step=step, stream=STEP_NOISE)
+
+    def by_reference() -> Tensor:
+        return reference.philox_normal(seeds, step, size[1:], STEP_NOISE)
+
+    def eager() -> Tensor:
+        return torch.randn(size, device=DEVICE)
+
+    if way == "ours":
+        torch.testing.assert_close(ours(), by_reference(), **NORMALS)
+        return ours
+    return {"reference": by_reference, "eager": eager}[way] if way != "compile" else compiled(eager)
 
 
-def time(benchmark: Any, threads: int, size: tuple[int, ...], draw: Callable[[], torch.Tensor]) -> None:
-    benchmark.group = f"philox_normal {'x'.join(map(str, size))}, {threads} threads"
-    benchmark.pedantic(draw, rounds=30, iterations=3, warmup_rounds=3)
-    gigabytes = draw().nbytes / 1e9
-    benchmark.extra_info["GB/s"] = round(gigabytes / benchmark.stats["median"], 3)
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def bench_native(benchmark: Any, threads: int, size: tuple[int, ...]) -> None:
-    if native.native is None:
-        pytest.skip("the native library is not built")
-    seeds, step = inputs(size)
-    expected = reference.philox_normal(seeds, step, size[1:], STREAM)
-    torch.testing.assert_close(op.philox_normal_op(seeds, step, size[1:], STREAM), expected, **NORMALS)
-    time(benchmark, threads, size, lambda: op.philox_normal_op(seeds, step, size[1:], STREAM))
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def bench_reference(benchmark: Any, threads: int, size: tuple[int, ...]) -> None:
-    seeds, step = inputs(size)
-    time(benchmark, threads, size, lambda: reference.philox_normal(seeds, step, size[1:], STREAM))
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def bench_torch_randn(benchmark: Any, threads: int, size: tuple[int, ...]) -> None:
-    time(benchmark, threads, size, lambda: torch.randn(size))
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", SIZES, ids=size_name)
+def bench_normal(benchmark: Any, size: tuple[int, ...], way: str) -> None:
+    moved = 4 * torch.Size(size).numel()
+    run = copy(moved) if way == "copy" else way_of(way, size)
+    measure(benchmark, "philox_normal", f"{size_name(size)} fp32", way, run, moved)

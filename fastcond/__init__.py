@@ -4,6 +4,7 @@ from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.data import LabelledImages, open_dataset
 from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm
 from fastcond.engine import generate
+from fastcond.interop import accelerate
 from fastcond.nn import ConditionalUNet
 from fastcond.training import Run, load_run
 
@@ -17,6 +18,7 @@ __all__ = [
     "Run",
     "StepTable",
     "UNetConfig",
+    "accelerate",
     "ddim",
     "ddpm",
     "generate",

@@ -18,6 +18,7 @@ What is defined to be equal (philox's words, an image in another batch) has no t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -87,6 +88,28 @@ def assert_parity(
     error, pytorch_error = largest_error(actual, expected), largest_error(pytorch, expected)
     allowed = PARITY_FACTOR * pytorch_error + floor(actual.dtype, expected, magnitude, terms)
     assert error <= allowed, f"{what}: error {error:.3g} against float64, {allowed:.3g} allowed (PyTorch {pytorch_error:.3g})"
+
+
+def assert_gradient_parity(
+    ours: Mapping[str, Tensor], pytorch: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """The parity rule for all gradients of a network at once: the largest error, each relative to its gradient's largest element.
+
+    One at a time, PyTorch is lucky in some of a hundred small gradients. Some are 0 but for rounding, such as that of a key's
+    bias, so a gradient counts as no smaller than a thousandth of the network's largest.
+    """
+    assert ours.keys() == pytorch.keys() == expected.keys()
+    sizes = {name: float(value.abs().max()) for name, value in expected.items()}
+    least = max(sizes.values()) / 1000
+
+    def errors(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+        return {name: largest_error(value, expected[name]) / max(sizes[name], least) for name, value in gradients.items()}
+
+    found = errors(ours)
+    worst = max(found, key=lambda name: found[name])
+    pytorch_error = max(errors(pytorch).values())
+    allowed = PARITY_FACTOR * pytorch_error + floor(dtype, torch.ones(1))
+    assert found[worst] <= allowed, f"{worst}: error {found[worst]:.3g}, {allowed:.3g} allowed (PyTorch {pytorch_error:.3g})"
 
 
 def assert_network_close(actual: Tensor, expected: Tensor) -> None:

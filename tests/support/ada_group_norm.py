@@ -28,13 +28,14 @@ class Case:
     silu: bool = True
     eps: float = 1e-5
     offset: float = 0.5
+    device: str = "cpu"
 
     def operands(self) -> list[Tensor | None]:
         """x, scale, shift, weight, bias: leaves that require a gradient."""
         generator = torch.Generator().manual_seed(sum(self.shape))
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(self.dtype)
+            return torch.randn(shape, generator=generator).to(self.device, self.dtype)
 
         batch, channels = self.shape[:2]
         x = normal(*self.shape) + self.offset
@@ -51,7 +52,7 @@ class Case:
 
     def upstream(self) -> Tensor:
         """dy, contiguous whatever x's layout, as a convolution may hand it back."""
-        return torch.randn(self.shape, generator=torch.Generator().manual_seed(1)).to(self.dtype)
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(1)).to(self.device, self.dtype)
 
     def ours(self, operands: list[Tensor | None]) -> Tensor:
         x, scale, shift, weight, bias = operands

@@ -1,0 +1,261 @@
+"""From one run of the benches to a committed record, and from all records to RESULTS.md.
+
+    python -m benchmarks.report RUN.json        RUN.json is what pytest --benchmark-json wrote
+
+A record, benchmarks/results/<machine>/<date>-<commit>.json, holds medians and what follows from them. Its machine is named by
+processor or GPU and number of threads. Of each machine the newest record is shown.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS, TABLE = FOLDER / "results", FOLDER / "RESULTS.md"
+BASELINES = ("reference", "eager", "compile")
+OVERHEAD = "call overhead"
+OPS = ("ada_group_norm", "diffusion_step", "philox_normal")
+PACKAGES = ("fastcond", "torch", "triton", "numpy", "diffusers")
+Json = dict[str, Any]
+
+INTRODUCTION = """\
+# What the ops cost
+
+Written by `make bench`; not edited by hand. Medians of one run, in which each of ours first passed the parity check on the same
+shape. *GB/s* counts the bytes that must move however it is done, and *of copy* is that over the GB/s of `y.copy_(x)` on as many
+bytes. The other columns are the baseline's time over ours: above 1 ours is faster. *reference* is the op's definition in PyTorch,
+*eager* what one writes without it (for `diffusion_step` the scheduler of diffusers and guidance, for `philox_normal`
+`torch.randn`), and *compile* is `torch.compile` of that (for `diffusion_step` of the same update written by hand); `-` was not
+timed. A call finds its tensors in the caches as the call before left them. Machines differ and drift: compare within a row.
+"""
+
+
+def make_record(run: Json, machine: Json, versions: Json, commit: str, date: str) -> Json:
+    """A run of pytest-benchmark as a record.
+
+    Args:
+        run: pytest-benchmark's JSON, its benches made by `benchmarks.measuring.measure`.
+        machine: see `this_machine`. versions: package -> version. commit, date (ISO 8601): when it ran and on what.
+    Raises: ValueError where the run holds no bench.
+    """
+    medians = {key(bench): 1e6 * bench["stats"]["median"] for bench in run["benchmarks"]}
+    if not medians:
+        raise ValueError("the run holds no bench; was pytest called with --benchmark-only?")
+    benches = []
+    for bench in run["benchmarks"]:
+        op, case, way = key(bench)
+        median, moved = medians[op, case, way], bench["extra_info"]["bytes"]
+        entry: Json = {"op": op, "case": case, "way": way, "median_us": round(median, 2)}
+        if moved is not None:
+            entry["gb_per_s"] = round(moved / median / 1e3, 2)
+            if (op, case, "copy") in medians:
+                entry["percent_of_copy"] = round(100 * medians[op, case, "copy"] / median, 1)
+        if way == "ours":
+            times = {name: medians.get((op, case, name)) for name in BASELINES}
+            entry["baseline_over_ours"] = {name: round(time / median, 3) for name, time in times.items() if time is not None}
+        benches.append(entry)
+    return {"date": date, "commit": commit, "machine": machine, "versions": versions, "benches": benches}
+
+
+def key(bench: Json) -> tuple[str, str, str]:
+    info = bench["extra_info"]
+    return info["op"], info["case"], info["way"]
+
+
+def render(records: Iterable[Json]) -> str:
+    """RESULTS.md: the newest record of each machine."""
+    newest: dict[str, Json] = {}
+    for record in sorted(records, key=lambda record: record["date"]):
+        newest[record["machine"]["name"]] = record
+    parts = [INTRODUCTION]
+    if not newest:
+        parts.append("**Not yet measured.**\n")
+    if not any(record["machine"]["gpu"] for record in newest.values()):
+        parts.append("**No GPU: nothing here has run on one.**\n")
+    parts += [render_record(newest[name]) for name in sorted(newest)]
+    return "\n".join(parts)
+
+
+def render_record(record: Json) -> str:
+    """One machine's section."""
+    machine, benches = record["machine"], record["benches"]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    lines = [
+        f"## {machine['gpu'] or machine['cpu']}, {threads_text(machine['threads'])}",
+        "",
+        f"{record['date'][:10]}, commit {record['commit']}. {machine['cpu']}, {machine['cores']} cores, {machine['isa']}; "
+        f"{machine['gpu'] or 'no GPU'}. {versions}.",
+    ]
+    if machine["without_kernel"]:
+        lines.append(f"No kernel of this device, so ours is the reference: {', '.join(machine['without_kernel'])}.")
+    ours = [bench for bench in benches if bench["way"] == "ours"]
+    for op in dict.fromkeys(bench["op"] for bench in ours):
+        lines += ["", f"### {op}", "", *table_of([bench for bench in ours if bench["op"] == op])]
+    lines += ["", "### Slower than a baseline", "", *(losses(ours, machine["without_kernel"]) or ["None."])]
+    overhead = [bench for bench in benches if bench["op"] == OVERHEAD]
+    if overhead:
+        lines += ["", "### Microseconds a call, on a few numbers", "", *overhead_table(overhead)]
+    return "\n".join([*lines, ""])
+
+
+def table_of(ours: list[Json]) -> list[str]:
+    """One row a case of an op."""
+    lines = ["| case | ours | GB/s | of copy | " + " | ".join(BASELINES) + " |", "|---" * (4 + len(BASELINES)) + "|"]
+    for bench in ours:
+        percent = f"{bench['percent_of_copy']:.0f}%" if "percent_of_copy" in bench else "-"
+        ratios = [ratio_text(bench["baseline_over_ours"].get(name)) for name in BASELINES]
+        cells = [bench["case"], time_text(bench["median_us"]), f"{bench['gb_per_s']:.1f}", percent, *ratios]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def losses(ours: list[Json], without_kernel: list[str]) -> list[str]:
+    """One item for each case and baseline that was faster than ours, the worst first; no op loses to itself."""
+    slower = [
+        (ratio, f"- {bench['op']}, {bench['case']}: {ratio_text(ratio)} {name}")
+        for bench in ours
+        for name, ratio in bench["baseline_over_ours"].items()
+        if ratio < 1 and not (name == "reference" and bench["op"].split()[0] in without_kernel)
+    ]
+    return [line for _, line in sorted(slower)]
+
+
+def overhead_table(overhead: list[Json]) -> list[str]:
+    """One row a function, one column a kind of call; for these a bench's way is the function and its case the kind."""
+    kinds = list(dict.fromkeys(bench["case"] for bench in overhead))
+    medians = {(bench["way"], bench["case"]): bench["median_us"] for bench in overhead}
+    lines = ["| function | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
+    for function in dict.fromkeys(bench["way"] for bench in overhead):
+        cells = [f"{medians[function, kind]:.1f}" if (function, kind) in medians else "-" for kind in kinds]
+        lines.append("| " + " | ".join([function, *cells]) + " |")
+    return lines
+
+
+def threads_text(threads: int) -> str:
+    return f"{threads} thread{'s' if threads != 1 else ''}"
+
+
+def time_text(microseconds: float) -> str:
+    return f"{microseconds:.0f} µs" if microseconds < 1000 else f"{microseconds / 1000:.2f} ms"
+
+
+def ratio_text(ratio: float | None) -> str:
+    """A ratio below 1 stays below 1 in print."""
+    return "-" if ratio is None else f"{ratio:.2f}×" if ratio >= 1 or ratio < 0.995 else "0.99×"
+
+
+def slug(text: str) -> str:
+    """Lower-case words and numbers joined by hyphens, for a folder's name."""
+    return "-".join(re.findall(r"[a-z0-9.]+", re.sub(r"\((r|tm)\)", " ", text.lower())))
+
+
+def this_machine() -> Json:
+    """Processor, threads and GPU; no host name, no path."""
+    import torch
+
+    from fastcond.ops import native
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    threads, cpu = torch.get_num_threads(), processor_name()
+    isa = native.native.instruction_sets()[-1] if native.native is not None else torch.backends.cpu.get_cpu_capability()
+    return {
+        "name": slug(f"{gpu or cpu} {threads_text(threads)}"),
+        "cpu": cpu,
+        "cores": cores(),
+        "threads": threads,
+        "isa": isa,
+        "gpu": gpu,
+        "without_kernel": [op for op in OPS if not has_kernel(op)],
+    }
+
+
+def has_kernel(op: str) -> bool:
+    """Whether the device of the benches runs something else than the op's reference."""
+    import torch
+
+    from benchmarks.measuring import DEVICE
+    from fastcond.ops import native
+
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcond::{op}", DEVICE.type.upper())
+    return registered and (DEVICE.type != "cpu" or native.native is not None)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """The processor's model as Linux names it, elsewhere as Python does."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        models = re.findall(r"^model name\s*:\s*(.+)$", information.read_text(encoding="utf-8"), re.MULTILINE)
+        if models:
+            return " ".join(models[0].split())
+    return platform.processor() or platform.machine()
+
+
+def this_commit() -> str:
+    """The commit's short name, with -dirty where sources differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        own = [f":!{path.relative_to(FOLDER.parent).as_posix()}" for path in (RESULTS, TABLE)]
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".", *own) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def these_versions() -> dict[str, str]:
+    """What the numbers depend on."""
+    versions = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def read_records(folder: Path = RESULTS) -> list[Json]:
+    """Every committed record."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]
+
+
+def to_text(record: Json) -> str:
+    """JSON with a line for each bench."""
+    head = {name: value for name, value in record.items() if name != "benches"}
+    benches = ",\n".join("  " + json.dumps(bench, ensure_ascii=False) for bench in record["benches"])
+    return json.dumps(head, indent=1, ensure_ascii=False)[:-2] + ',\n "benches": [\n' + benches + "\n ]\n}\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the record of one run, then RESULTS.md anew."""
+    if len(arguments) != 1:
+        print("usage: python -m benchmarks.report RUN.json", file=sys.stderr)
+        return 2
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    run = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    record = make_record(run, this_machine(), these_versions(), this_commit(), now)
+    path = RESULTS / record["machine"]["name"] / f"{now[:10]}-{record['commit']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_text(record), encoding="utf-8")
+    TABLE.write_text(render(read_records()), encoding="utf-8")
+    print(f"wrote {path.relative_to(FOLDER.parent)} and {TABLE.relative_to(FOLDER.parent)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
