@@ -5,17 +5,18 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: help demo test lint format bench quality clean
+.PHONY: help demo test lint format bench aot-report quality clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      train on the built-in sprites for 5 minutes, then draw every label"
-	@echo "make test      run all tests"
-	@echo "make lint      ruff, mypy, import-linter"
-	@echo "make format    let ruff format the sources"
-	@echo "make bench     time the ops against their baselines (minutes), into benchmarks/RESULTS.md"
-	@echo "make quality   train and judge the samples by an independent classifier (many minutes)"
-	@echo "make clean     remove the environment and what tools left behind; runs/ and samples/ stay"
+	@echo "make demo        train on the built-in sprites for 5 minutes, then draw every label"
+	@echo "make test        run all tests"
+	@echo "make lint        ruff, mypy, import-linter"
+	@echo "make format      let ruff format the sources"
+	@echo "make bench       time the ops against their baselines (minutes), into benchmarks/RESULTS.md"
+	@echo "make aot-report  compile the GPU kernels, no GPU needed: registers and traffic, into docs/aot.md"
+	@echo "make quality     train and judge the samples by an independent classifier (many minutes)"
+	@echo "make clean       remove the environment and what tools left behind; runs/ and samples/ stay"
 
 demo: $(VENV)/.run
 	$(RUN) -m fastcond.train --data sprites --preset tiny --minutes 5 --out runs/demo --resume
@@ -38,6 +39,9 @@ bench: $(VENV)/.dev
 	@mkdir -p build
 	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-columns median,iqr,rounds --benchmark-json build/bench.json
 	$(RUN) -m benchmarks.report build/bench.json
+
+aot-report: $(VENV)/.dev
+	$(RUN) -m benchmarks.aot_report
 
 quality: $(VENV)/.dev
 	$(RUN) -m pytest -m quality -s --timeout 0

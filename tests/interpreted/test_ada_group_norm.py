@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -25,23 +27,34 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CAPACITIES = (None, None, 32, 128, 512)
 
 
-def plan_of(case: Case, elements: int | None, backward: bool) -> Plan:
+@dataclass(frozen=True)
+class Gpu:
+    """What a case is planned for: elements that a CTA holds (None: as GPUs do), and whether there are clusters of CTAs."""
+
+    elements: int | None
+    clusters: bool
+
+    def planned(self) -> AbstractContextManager[None]:
+        return capacity(self.elements, clusters=self.clusters)
+
+
+def plan_of(case: Case, gpu: Gpu, backward: bool) -> Plan:
     positions = torch.Size(case.shape[2:]).numel()
     last = case.channels_last and len(case.shape) == 4 and positions > 1 and case.shape[1] > 1
-    with capacity(elements):
-        plan = make_plan(case.shape[1], case.num_groups, positions, case.dtype.itemsize, last, False, backward)
+    with gpu.planned():
+        plan = make_plan(case.shape[1], case.num_groups, positions, case.dtype.itemsize, last, gpu.clusters, backward)
     assert plan is not None
     return plan
 
 
-def programs(case: Case, elements: int | None) -> int:
+def programs(case: Case, gpu: Gpu) -> int:
     """Of all launches: what a case costs the interpreter."""
-    plans = [plan_of(case, elements, backward) for backward in (False, True)]
+    plans = [plan_of(case, gpu, backward) for backward in (False, True)]
     return sum(case.shape[0] * case.num_groups // plan.groups * (plan.tiles + plan.splits) for plan in plans)
 
 
-def random_case(seed: int) -> tuple[Case, int | None]:
-    """A case, and the capacity of a CTA that it is planned for (None: as GPUs have it)."""
+def random_case(seed: int) -> tuple[Case, Gpu]:
+    """A case, and the GPU that it is planned for."""
     draw = random.Random(seed)
     while True:
         groups, positions = draw.choice(GROUPS), draw.choice(MAPS)
@@ -54,45 +67,46 @@ def random_case(seed: int) -> tuple[Case, int | None]:
             affine=draw.random() < 0.5,
             silu=draw.random() < 0.7,
         )
-        elements = draw.choice(CAPACITIES)
-        if torch.Size(case.shape).numel() <= MOST_ELEMENTS and programs(case, elements) <= MOST_PROGRAMS:
-            return case, elements
+        gpu = Gpu(draw.choice(CAPACITIES), clusters=draw.random() < 0.3)
+        if torch.Size(case.shape).numel() <= MOST_ELEMENTS and programs(case, gpu) <= MOST_PROGRAMS:
+            return case, gpu
 
 
 @pytest.mark.parametrize("first", range(0, CASES, CASES_A_TEST))
 def test_random_cases_follow_the_parity_rule(first: int) -> None:
     for seed in range(first, first + CASES_A_TEST):
-        case, elements = random_case(seed)
-        with capacity(elements):
+        case, gpu = random_case(seed)
+        with gpu.planned():
             check_parity(case, by_triton)
 
 
 def test_random_cases_reach_every_tier_layout_and_dtype() -> None:
     seen = set()
     for seed in range(CASES):
-        case, elements = random_case(seed)
+        case, gpu = random_case(seed)
         last = case.channels_last and len(case.shape) == 4
         for backward in (False, True):
-            plan = plan_of(case, elements, backward)
+            plan = plan_of(case, gpu, backward)
             seen.add((plan.tier, plan.groups > 4, plan.splits > 1, last, case.dtype))
-    tiers = [("T0", True, False), ("T0", False, False), ("T2", False, True)]
+    tiers = [("T0", True, False), ("T0", False, False), ("T1", False, False), ("T2", False, True)]
     assert {(*tier, last, dtype) for tier in tiers for last in (False, True) for dtype in DTYPES} <= seen
     assert {("T2", True, True, True, dtype) for dtype in DTYPES} <= seen
 
 
 BATCHED = [
-    (Case((3, 12, 5, 7), 4), None),
-    (Case((3, 24, 4, 4), 6, channels_last=True), None),
-    (Case((3, 16, 8, 8), 2, dtype=torch.bfloat16, channels_last=True), 64),
-    (Case((3, 14, 3, 3), 2, dtype=torch.float16), 32),
+    (Case((3, 12, 5, 7), 4), Gpu(None, False)),
+    (Case((3, 24, 4, 4), 6, channels_last=True), Gpu(None, False)),
+    (Case((3, 16, 8, 8), 2, dtype=torch.bfloat16, channels_last=True), Gpu(64, False)),
+    (Case((3, 8, 8, 8), 2, channels_last=True), Gpu(64, True)),
+    (Case((3, 14, 3, 3), 2, dtype=torch.float16), Gpu(32, False)),
 ]
 
 
-@pytest.mark.parametrize(("case", "elements"), BATCHED, ids=str)
-def test_an_image_has_the_same_bits_in_any_batch(case: Case, elements: int | None) -> None:
+@pytest.mark.parametrize(("case", "gpu"), BATCHED, ids=str)
+def test_an_image_has_the_same_bits_in_any_batch(case: Case, gpu: Gpu) -> None:
     x, scale, shift, weight, bias = (None if value is None else value.detach() for value in case.operands())
     dy = case.upstream()
-    with capacity(elements):
+    with gpu.planned():
         rest = (case.num_groups, case.eps, case.silu)
         y, mean, rstd = triton_launch.forward(x, scale, shift, weight, bias, *rest)
         needed = [True] * 5
