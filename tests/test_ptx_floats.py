@@ -158,6 +158,13 @@ def test_convert_integers() -> None:
     assert apply("cvt.u16.u32 %d, %a;", np.uint16, u32(0x12345)) == 0x2345
 
 
+def test_mixed_precision() -> None:
+    half, single = np.array([0xBC00], np.uint16), f32(0.75)
+    assert apply("add.rn.f32.f16 %d, %a, %b;", np.float32, half, single) == -0.25
+    assert apply("sub.f32.f16 %d, %a, %b;", np.float32, half, single) == -1.75
+    assert apply("fma.rn.f32.bf16 %d, %a, %a, %b;", np.float32, np.array([0xC040], np.uint16), single) == 9.75
+
+
 def test_flush_to_zero_only_where_written() -> None:
     tiny = f32(-1e-39)
     assert apply("add.f32 %d, %a, %a;", np.float32, tiny) == np.float32(2) * tiny

@@ -110,6 +110,41 @@ def test_votes_and_reductions() -> None:
     np.testing.assert_array_equal(apply(odd + "vote.sync.ballot.b32 %d, %p1, -1;", np.uint32, a), np.full(32, 0xAAAAAAAA))
     np.testing.assert_array_equal(apply("redux.sync.add.s32 %d, %a, -1;", np.uint32, a), np.full(32, 496))
     np.testing.assert_array_equal(apply("redux.sync.min.s32 %d, %a, -1;", np.int32, u32(*(-THREAD))), np.full(32, -31))
+    x = f32(*THREAD)
+    x[3] = np.nan
+    np.testing.assert_array_equal(apply("redux.sync.max.f32 %d, %a, -1;", np.float32, x), np.full(32, 31))
+    np.testing.assert_array_equal(apply("redux.sync.max.NaN.f32 %d, %a, -1;", np.float32, x), np.full(32, np.nan))
+
+
+@pytest.mark.parametrize("transposed", ["", ".trans"])
+def test_matrices_in_shared_memory(transposed: str) -> None:
+    """Lane l holds elements 2l and 2l + 1 of an 8x8 matrix; its row r is at the address of lane r."""
+    elements = np.arange(64, dtype=np.uint16)
+    text = """
+        and.b32 %r1, %t, 7;
+        shl.b32 %r1, %r1, 4;
+        mov.b32 %r2, global_smem;
+        add.s32 %r1, %r1, %r2;
+        shl.b32 %r2, %t, 2;
+        add.s32 %r2, %r2, global_smem;
+        shl.b32 %r3, %t, 2;
+        cvt.u64.u32 %y0, %r3;
+        add.s64 %y1, %x0, %y0;
+        add.s64 %y2, %x1, %y0;
+        ld.global.b32 %r3, [%y1];
+        """
+    output = np.zeros(64, np.uint16)
+    store = (
+        f"stmatrix.sync.aligned.m8n8.x1{transposed}.shared.b16 [%r1], {{%r3}};\nbar.warp.sync -1;\nld.shared.b32 %r4, [%r2];\n"
+    )
+    load = f"st.shared.b32 [%r2], %r3;\nbar.warp.sync -1;\nldmatrix.sync.aligned.m8n8.x1{transposed}.shared.b16 {{%r4}}, [%r1];\n"
+    expected = elements.reshape(8, 8).T.reshape(-1) if transposed else elements
+    for body in (store, load):
+        ptx.run(entry(2, text + body + "st.global.b32 [%y2], %r4;", shared=128), (1,), 32, [elements, output], 128)
+        np.testing.assert_array_equal(output, expected)
+        with pytest.raises(ptx.Race):
+            unordered = body.replace("bar.warp.sync -1;", "")
+            ptx.run(entry(2, text + unordered, shared=128), (1,), 32, [elements, output], 128)
 
 
 # -- control -------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @instruction(*(name for name in FUNCTIONS))
 def build_float(decoder: Decoder) -> Execute:
     """One arithmetic instruction on f16, bf16 or f32, or on two of them packed in a register."""
+    if decoder.modifiers[-2:-1] == ["f32"] and decoder.modifiers[-1] in ("f16", "bf16"):
+        return build_mixed(decoder)
     kind = decoder.need("f16", "bf16", "f32", *PACKED)
     element, ftz, sat = PACKED.get(kind, kind), decoder.take("ftz"), decoder.take("sat")
     compute = computation(decoder, element)
@@ -53,6 +55,25 @@ def build_float(decoder: Decoder) -> Execute:
         result = floats.saturate(result, element) if sat else result
         result = floats.flush(result, element) if ftz else result
         write(np.ascontiguousarray(result).view(bits))
+
+    return execute
+
+
+def build_mixed(decoder: Decoder) -> Execute:
+    """sm_100 and later: add, sub, fma.f32.f16 and .bf16: the last operand and the result f32, the others of 16 bits."""
+    if decoder.item.base not in ("add", "sub", "fma"):
+        raise decoder.unknown("form")
+    narrower, sat = decoder.modifiers.pop(), decoder.take("sat")
+    decoder.need("f32")
+    compute, (target, *sources) = computation(decoder, "f32"), decoder.item.operands
+    kinds = [narrower] * (len(sources) - 1) + ["f32"]
+    write = decoder.writer(target)
+    readers = [decoder.reader(source, kind) for source, kind in zip(sources, kinds, strict=True)]
+
+    def execute() -> None:
+        values = (narrow(widen(read(), kind), "f32") for read, kind in zip(readers, kinds, strict=True))
+        result = compute(*values)
+        write(floats.saturate(result, "f32") if sat else result)
 
     return execute
 

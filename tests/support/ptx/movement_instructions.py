@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial, reduce
+
 import numpy as np
 
 from tests.support.ptx.errors import Diverged
-from tests.support.ptx.floats import UNSIGNED
+from tests.support.ptx.floats import UNSIGNED, extreme
 from tests.support.ptx.machine import NUMPY, Decoder, Execute, Read, instruction
 from tests.support.ptx.memory import WARP
 from tests.support.ptx.parser import HINT, Address, Immediate
@@ -203,25 +206,32 @@ def build_vote(decoder: Decoder) -> Execute:
 
 @instruction("redux")
 def build_reduce(decoder: Decoder) -> Execute:
+    """Integers by any of six operations; since sm_100 also the least and the greatest float."""
     decoder.need("sync")
-    kind, name = decoder.need("u32", "s32", "b32"), decoder.need("add", "min", "max", "and", "or", "xor")
-    reduction = {
-        "add": (np.add, 0),
-        "min": (np.minimum, np.iinfo(NUMPY[kind]).max),
-        "max": (np.maximum, np.iinfo(NUMPY[kind]).min),
-        "and": (np.bitwise_and, 0xFFFFFFFF if kind != "s32" else -1),
-        "or": (np.bitwise_or, 0),
-        "xor": (np.bitwise_xor, 0),
-    }[name]
+    kind, name = decoder.need("u32", "s32", "b32", "f32"), decoder.need("add", "min", "max", "and", "or", "xor")
     target, source, members_operand = decoder.operands(3)
     write, read, members = decoder.writer(target), decoder.reader(source, kind), decoder.reader(members_operand, "b32")
+    operation: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    if kind == "f32":
+        operation = partial(extreme, kind="f32", largest=name == "max", keep_nan=decoder.take("NaN") is not None)
+        if name not in ("min", "max"):
+            raise decoder.unknown(f"reduction .{name}.f32")
+    else:
+        operation = {
+            "add": np.add,
+            "min": np.minimum,
+            "max": np.maximum,
+            "and": np.bitwise_and,
+            "or": np.bitwise_or,
+            "xor": np.bitwise_xor,
+        }[name]
 
     def execute() -> None:
         decoder.machine.converged(members(), "the reduction")
         value, active = over_warps(read, decoder)
-        operation, neutral = reduction
-        chosen = np.where(active, value, NUMPY[kind].type(neutral))
-        write(np.repeat(operation.reduce(chosen, axis=1, dtype=NUMPY[kind]), WARP))
+        if (active.any(axis=1) & ~active.all(axis=1)).any():
+            raise decoder.unknown("form: a reduction over a part of a warp")
+        write(np.repeat(reduce(operation, value.T), WARP))
 
     return execute
 
