@@ -1,6 +1,6 @@
 """tests/support/ptx runs what Triton compiles: results against PyTorch, traffic, and faults planted in the PTX text.
 
-No GPU is needed: triton.compile has ptxas with it. Each kernel is compiled for sm_80 and sm_90.
+No GPU is needed: triton.compile has ptxas with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-CAPABILITIES = (80, 90)
+CAPABILITIES = (80, 90, 100, 120)
 ALIGNED = [["tt.divisibility", 16]]
 
 
@@ -327,7 +327,7 @@ def test_a_dropped_store_is_found(capability: int) -> None:
         assert machine.unwritten(2).any() or machine.unwritten(3).any()
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", (80, 90))  # later ones multiply and add two floats at once, which is not fused here
 def test_lanes_that_disagree_are_found(capability: int) -> None:
     compiled = build(tile_norm, capability, tuple(kind or "*bf16" for kind in NORM), fusion=True, ROWS=8, COLUMNS=64)
     _, grid, arguments = FAULTY["norm"](capability)

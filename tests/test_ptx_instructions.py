@@ -73,6 +73,15 @@ def test_packing_moves() -> None:
     assert apply("mov.b64 %y5, {%a, 7};\nmov.b64 {_, %d}, %y5;", np.uint32, a) == 7
 
 
+def test_a_half_that_nothing_sets_is_poison() -> None:
+    """LLVM pairs floats for sm_100 with whatever is in a register that nothing sets, and drops that half again."""
+    text = "mov.b64 %y5, {%a, %r9};\nadd.rn.f32x2 %y5, %y5, %y5;\nmov.b64 {%r1, %r2}, %y5;\nmov.b32 %d, "
+    assert apply(text + "%r1;", np.float32, f32(1.5)) == 3
+    assert np.isnan(apply(text + "%r2;", np.float32, f32(1.5)))
+    with pytest.raises(ptx.Unwritten):
+        apply("mov.b64 %y5, {%a, %r9};\nmov.b32 %r9, 1;\nmov.b64 {%d, %r2}, %y5;", np.float32, f32(1.5))
+
+
 def test_scopes_have_their_own_registers() -> None:
     text = """
         mov.b32 %d, %a;

@@ -198,7 +198,11 @@ def build_permute(decoder: Decoder) -> Execute:
             result |= np.where(choice & U32(8), sign, byte) << U32(8 * place)
         return result
 
-    return elementwise(decoder, "b32", permute)
+    target, *sources, selector = decoder.operands(4)
+    write, read_selector = decoder.writer(target), decoder.reader(selector, "b32")
+    # Packing two bytes may leave the upper two to a register that nothing sets.
+    readers = [decoder.packed_part(source, 4) for source in sources]
+    return lambda: write(permute(*(read() for read in readers), read_selector()))
 
 
 @instruction("popc", "clz", "brev")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -70,11 +71,17 @@ def launch(compiled: Any, grid: Sequence[int], *args: Argument, limit: int = LON
     """
     if compiled.metadata.num_ctas != 1:
         raise ValueError(f"{compiled.metadata.num_ctas} CTAs a cluster; only 1 can be run")
-    kernel = parse(compiled.asm["ptx"])
+    kernel = parse_once(compiled.asm["ptx"])
     wanted = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
     if len(args) != len(wanted):
         raise ValueError(f"{len(args)} arguments for {', '.join(wanted)}")
     return run(kernel, grid, compiled.metadata.num_warps * WARP, args, compiled.metadata.shared, limit)
+
+
+@lru_cache(maxsize=64)
+def parse_once(text: str) -> Kernel:
+    """Many runs of one kernel read its text once."""
+    return parse(text)
 
 
 def as_buffer(argument: Buffer | np.ndarray | torch.Tensor) -> Buffer:

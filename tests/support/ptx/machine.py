@@ -22,6 +22,9 @@ NUMPY = {f"{kind}{bits}": np.dtype(f"{'i' if kind == 's' else 'u'}{bits // 8}") 
 NUMPY |= {"f16": np.dtype("u2"), "bf16": np.dtype("u2"), "f32": np.dtype("u4"), "f64": np.dtype("u8"), "pred": np.dtype("?")}
 NUMPY |= {"f16x2": np.dtype("u4"), "bf16x2": np.dtype("u4"), "f32x2": np.dtype("u8")}
 
+# What is undefined: a NaN in f16, bf16 and f32.
+POISON = 0x7FE57FE57FE57FE5
+
 Read = Callable[[], np.ndarray]
 Write = Callable[[np.ndarray], None]
 Execute = Callable[[], None]
@@ -57,7 +60,9 @@ class Machine:
         self.registers: dict[str, np.ndarray] = {}
         self.partial: dict[str, np.ndarray] = {}
         self.special: dict[str, np.ndarray] = {}
+        self.constants: dict[tuple[int, int], np.ndarray] = {}
         self.symbols: dict[str, int] = {}
+        self.destinations: set[str] = set()
         self.mask = self.live = np.ones(num_threads, bool)
         self.program = [Decoder(self, item).decode() for item in kernel.instructions]
         self.counted_as = [item.counted_as for item in kernel.instructions]
@@ -151,6 +156,13 @@ class Machine:
 
     # -- what instructions need ---------------------------------------------------------------------------------------
 
+    def constant(self, value: int, size: int) -> np.ndarray:
+        """The low `size` bytes of `value`, for every thread."""
+        key = (value & ((1 << 8 * size) - 1), size)
+        if key not in self.constants:
+            self.constants[key] = np.full(self.num_threads, key[0], UNSIGNED[size])
+        return self.constants[key]
+
     def read(self, name: str) -> np.ndarray:
         """Raw bits of a register for every thread; an error where an active thread has not written it."""
         values = self.registers.get(name)
@@ -238,8 +250,7 @@ class Decoder:
             constant = np.full(machine.num_threads, operand.value != 0)
             return lambda: constant
         if isinstance(operand, Immediate):
-            value = operand.value & ((1 << (8 * dtype.itemsize)) - 1)
-            number = np.full(machine.num_threads, value, UNSIGNED[dtype.itemsize]).view(dtype)
+            number = machine.constant(operand.value, dtype.itemsize).view(dtype)
             return lambda: number
         if isinstance(operand, tuple):
             return self.packed_reader(operand, dtype)
@@ -272,8 +283,14 @@ class Decoder:
         size = dtype.itemsize // len(parts)
         if size not in UNSIGNED or size * len(parts) != dtype.itemsize:
             raise self.unknown(f"operand of {len(parts)} parts")
-        readers = [self.reader(part, f"b{8 * size}") for part in parts]
+        readers = [self.packed_part(part, size) for part in parts]
         return lambda: np.stack([read() for read in readers], axis=1).reshape(-1).view(dtype)
+
+    def packed_part(self, part: Operand, size: int) -> Read:
+        """A part that no instruction of the kernel ever sets is one that the compiler does not need: NaN, so that it shows."""
+        machine, read = self.machine, self.reader(part, f"b{8 * size}")
+        is_set = part not in machine.kernel.registers
+        return lambda: read() if is_set or part in machine.destinations else machine.constant(POISON, size)
 
     def writer(self, operand: Operand) -> Write:
         """A function that sets the operand in the active threads, extending numbers by their sign to a wider register."""
@@ -284,6 +301,7 @@ class Decoder:
         if operand == "_":
             return lambda values: None
         machine, bits = self.machine, self.width(operand)
+        machine.destinations.add(operand)
         if bits == 1:
             return lambda values: machine.write(operand, values)
         size = bits // 8

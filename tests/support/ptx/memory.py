@@ -71,8 +71,8 @@ class Accesses:
         self.first_cta, self.time, self.lane_time = (np.zeros(size, np.int32) for _ in range(3))
         self.low, self.high, self.lane_low, self.lane_high = (np.zeros(size, np.int32) for _ in range(4))
 
-    def record(self, where: np.ndarray, threads: np.ndarray, clock: Clock) -> None:
-        """Bytes `where` [k] are touched by `threads` [k], now."""
+    def record(self, where: np.ndarray, threads: np.ndarray, clock: Clock, distinct: bool) -> None:
+        """Bytes `where` [k] are touched by `threads` [k], now; distinct: no byte is there twice."""
         self.first_cta[where] = np.where(self.first_cta[where] == 0, clock.cta + 1, self.first_cta[where])
         for low, high, time, since in (
             (self.low, self.high, self.time, clock.cta_sync),
@@ -80,8 +80,11 @@ class Accesses:
         ):
             stale = where[time[where] < since]
             low[stale], high[stale] = np.iinfo(np.int32).max, -1
-            np.minimum.at(low, where, threads)
-            np.maximum.at(high, where, threads)
+            if distinct:
+                low[where], high[where] = np.minimum(low[where], threads), np.maximum(high[where], threads)
+            else:
+                np.minimum.at(low, where, threads)
+                np.maximum.at(high, where, threads)
             time[where] = clock.now
 
     def unordered(self, where: np.ndarray, threads: np.ndarray, clock: Clock) -> np.ndarray:
@@ -114,7 +117,7 @@ class Memory:
         by = np.repeat(threads, width)
         self.fail(Unwritten, ~self.written[where], where, by, "is read but nothing wrote it")
         self.fail(Race, self.writes.unordered(where, by, self.clock), where, by, "is read while another thread writes it")
-        self.reads.record(where, by, self.clock)
+        self.reads.record(where, by, self.clock, distinct(addresses))
         self.bytes_read += where.size
         return self.data[where].reshape(-1, width)
 
@@ -126,7 +129,7 @@ class Memory:
         clash = self.writes.unordered(where, by, self.clock) & (self.data[where] != values)
         self.data[where] = values
         self.fail(Race, clash | (self.data[where] != values), where, by, "is written by two threads with different values")
-        self.writes.record(where, by, self.clock)
+        self.writes.record(where, by, self.clock, distinct(addresses))
         self.written[where] = True
         self.bytes_written += where.size
 
@@ -137,6 +140,11 @@ class Memory:
         if bad.any():
             first = int(np.argmax(bad))
             raise error(f"thread {threads[first]}: byte {where[first]} of {self.name} {what}")
+
+
+def distinct(addresses: np.ndarray) -> bool:
+    """Whether no two accesses, all of one width and aligned, touch the same bytes."""
+    return bool(np.unique(addresses).size == addresses.size)
 
 
 class Space:

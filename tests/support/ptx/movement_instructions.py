@@ -9,13 +9,12 @@ import numpy as np
 
 from tests.support.ptx.errors import Diverged
 from tests.support.ptx.floats import UNSIGNED, extreme
-from tests.support.ptx.machine import NUMPY, Decoder, Execute, Read, instruction
+from tests.support.ptx.machine import NUMPY, POISON, Decoder, Execute, Read, instruction
 from tests.support.ptx.memory import WARP
 from tests.support.ptx.parser import HINT, Address, Immediate
 
 U32 = np.uint32
 STATE_SPACES = ("global", "shared", "shared::cta")
-POISON = 0xA5A5A5A5A5A5A5A5
 
 
 # -- registers -----------------------------------------------------------------------------------------------------------
@@ -31,7 +30,7 @@ def build_move(decoder: Decoder) -> Execute:
 
 @instruction("implicit_def")
 def build_implicit_definition(decoder: Decoder) -> Execute:
-    """The compiler's remark that a register has any value it likes: a value that is conspicuous wherever it matters."""
+    """The compiler's remark that a register has any value it likes."""
     (target,) = decoder.operands(1)
     bits = decoder.width(str(target))
     dtype = np.dtype(bool) if bits == 1 else np.dtype(UNSIGNED[bits // 8])

@@ -23,6 +23,7 @@ LABEL = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)\s*((?:\.\w+\s+[\d,\s]+)*)\{", re.DOTALL)
 PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)((?:\s+\.(?:ptr|global|const|shared|align\s+\d+))*)\s+([\w$]+)$")
 SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?$")
+BLANK = re.compile(r"\s*")
 NUMBER = re.compile(r"[-+]?(?:0[xX][0-9a-fA-F]+|\d+)U?$")
 FLOAT_BITS = re.compile(r"0[fFdD]([0-9a-fA-F]{8}|[0-9a-fA-F]{16})$")
 DECIMAL = re.compile(r"[-+]?\d+\.\d*(?:[eE][-+]?\d+)?$")
@@ -166,11 +167,12 @@ class Body:
         self.kernel, self.text, self.position = kernel, text, start
         self.scopes: list[dict[str, str]] = [{}]
         self.scopes_opened = 0
+        self.line = text.count("\n", 0, start) + 1
 
     def read(self) -> None:
         """Everything up to the brace that closes the entry."""
         while self.scopes:
-            self.position += len(self.text[self.position :]) - len(self.text[self.position :].lstrip())
+            self.go_to(BLANK.match(self.text, self.position).end())
             if self.position >= len(self.text):
                 raise UnknownInstruction("an entry without its closing brace")
             character = self.text[self.position]
@@ -190,7 +192,7 @@ class Body:
                 if end < 0:
                     raise UnknownInstruction(f"no ; after {self.text[self.position : self.position + 80]!r}")
                 self.statement(" ".join(self.text[self.position : end].split()))
-                self.position = end + 1
+                self.go_to(end + 1)
 
     def statement(self, text: str) -> None:
         if not text or text.startswith(".pragma"):
@@ -204,9 +206,9 @@ class Body:
         else:
             self.kernel.instructions.append(self.instruction(text))
 
-    @property
-    def line(self) -> int:
-        return self.text.count("\n", 0, self.position) + 1
+    def go_to(self, position: int) -> None:
+        self.line += self.text.count("\n", self.position, position)
+        self.position = position
 
     def declare_registers(self, text: str) -> None:
         kind, names = text.split(None, 2)[1:]
