@@ -6,7 +6,9 @@ No GPU is needed: triton.compile has ptxas with it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,18 +267,22 @@ def test_traffic_is_counted() -> None:
 # -- planted faults ------------------------------------------------------------------------------------------------------
 
 
-class Edited:
-    """A compiled kernel with another PTX text."""
+def without(pattern: str, index: int) -> Callable[[str], str]:
+    """Takes one of the matches of `pattern` out of a text."""
 
-    def __init__(self, compiled, text: str) -> None:
-        assert text != compiled.asm["ptx"]
-        self.asm, self.metadata, self.src = {"ptx": text}, compiled.metadata, compiled.src
+    def edit(text: str) -> str:
+        match = list(re.finditer(pattern, text))[index]
+        return text[: match.start()] + text[match.end() :]
+
+    return edit
 
 
-def without(text: str, pattern: str, index: int) -> str:
-    """`text` less one of the matches of `pattern`."""
-    match = list(re.finditer(pattern, text))[index]
-    return text[: match.start()] + text[match.end() :]
+def replace(old: str, new: str) -> Callable[[str], str]:
+    def edit(text: str) -> str:
+        assert old in text
+        return text.replace(old, new)
+
+    return edit
 
 
 FAULTY = {
@@ -304,7 +310,7 @@ def test_every_missing_barrier_is_found(name: str, capability: int) -> None:
     ptx.launch(compiled, grid, *arguments)
     for index in range(barriers):
         with pytest.raises(ptx.Race):
-            ptx.launch(Edited(compiled, without(text, r"bar\.sync\s+0;", index)), grid, *arguments)
+            ptx.launch(compiled, grid, *arguments, edit=without(r"bar\.sync\s+0;", index))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -313,9 +319,9 @@ def test_planted_faults_of_addresses(capability: int) -> None:
     text = compiled.asm["ptx"]
     for access in re.findall(r"(?:ld|st)\.global\.v4\.b32 [^;]*;", text):
         for offset, error in ((8192, ptx.OutOfBounds), (-8192, ptx.OutOfBounds), (4, ptx.Misaligned)):
-            moved = text.replace(access, re.sub(r"\+ 0 \]", f"+ {offset} ]", access))
+            moved = replace(access, access.replace("+ 0 ]", f"+ {offset} ]"))
             with pytest.raises(error, match=r"global\.v4\.b32"):
-                ptx.launch(Edited(compiled, moved), grid, *arguments)
+                ptx.launch(compiled, grid, *arguments, edit=moved)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -323,7 +329,7 @@ def test_a_dropped_store_is_found(capability: int) -> None:
     compiled, grid, arguments = FAULTY["norm"](capability)
     stores = r"@?%?\w* ?st\.global[^;]*;"
     for index in range(len(re.findall(stores, compiled.asm["ptx"]))):
-        machine = ptx.launch(Edited(compiled, without(compiled.asm["ptx"], stores, index)), grid, *arguments)
+        machine = ptx.launch(compiled, grid, *arguments, edit=without(stores, index))
         assert machine.unwritten(2).any() or machine.unwritten(3).any()
 
 
@@ -337,14 +343,13 @@ def test_lanes_that_disagree_are_found(capability: int) -> None:
 
 def test_an_unknown_opcode_is_found() -> None:
     compiled, grid, arguments = FAULTY["softmax"](80)
-    for text in (compiled.asm["ptx"].replace("ex2.approx", "ex3.approx"), compiled.asm["ptx"].replace("bfly.b32", "fly.b32")):
+    for edit in (replace("ex2.approx", "ex3.approx"), replace("bfly.b32", "fly.b32")):
         with pytest.raises(ptx.UnknownInstruction):
-            ptx.launch(Edited(compiled, text), grid, *arguments)
+            ptx.launch(compiled, grid, *arguments, edit=edit)
 
 
 def test_clusters_are_refused() -> None:
     compiled, _, arguments = FAULTY["softmax"](90)
-    edited = Edited(compiled, compiled.asm["ptx"] + " ")
-    edited.metadata = compiled.metadata._replace(num_ctas=2)
+    cluster = SimpleNamespace(asm=compiled.asm, src=compiled.src, metadata=compiled.metadata._replace(num_ctas=2))
     with pytest.raises(ValueError, match="2 CTAs a cluster"):
-        ptx.launch(edited, (1,), *arguments)
+        ptx.launch(cluster, (1,), *arguments)

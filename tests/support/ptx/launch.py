@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -61,17 +61,24 @@ def run(
     return machine
 
 
-def launch(compiled: Any, grid: Sequence[int], *args: Argument, limit: int = LONGEST_RUN) -> Machine:
+def launch(
+    compiled: Any,
+    grid: Sequence[int],
+    *args: Argument,
+    limit: int = LONGEST_RUN,
+    edit: Callable[[str], str] | None = None,
+) -> Machine:
     """Run what triton.compile returned.
 
     Args:
         compiled: a CompiledKernel for one CTA a cluster.
         args: for each argument of the kernel that is not constexpr, in order: a tensor, a Buffer, an array or a number.
             A strided view stands for the memory between its first and its last element.
+        edit: changes the PTX before it is run, to plant a fault.
     """
     if compiled.metadata.num_ctas != 1:
         raise ValueError(f"{compiled.metadata.num_ctas} CTAs a cluster; only 1 can be run")
-    kernel = parse_once(compiled.asm["ptx"])
+    kernel = parse_once(edit(compiled.asm["ptx"]) if edit else compiled.asm["ptx"])
     wanted = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
     if len(args) != len(wanted):
         raise ValueError(f"{len(args)} arguments for {', '.join(wanted)}")

@@ -7,6 +7,7 @@ or a shuffle waits for must have come there together.
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class Machine:
         self.symbols: dict[str, int] = {}
         self.destinations: set[str] = set()
         self.mask = self.live = np.ones(num_threads, bool)
-        self.program = [Decoder(self, item).decode() for item in kernel.instructions]
+        self.program = decoded(self)
         self.counted_as = [item.counted_as for item in kernel.instructions]
 
     # -- a run -------------------------------------------------------------------------------------------------------
@@ -198,6 +199,17 @@ class Machine:
             raise Diverged(f"thread {int(np.argmax(missing))}: {what} waits for lanes that are elsewhere")
         if orders:
             self.clock.warp_barrier(self.threads())
+
+
+def decoded(machine: Machine) -> list[tuple[Read | None, Execute]]:
+    """Every instruction of the kernel as a function. Thousands of closures live on: collecting garbage meanwhile is in vain."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return [Decoder(machine, item).decode() for item in machine.kernel.instructions]
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class Decoder:
