@@ -70,8 +70,9 @@ def _tile(x: Tensor, num_groups: int, channels_last: bool, plan: Plan) -> dict[s
         "BLOCK_C": plan.block_c,
         "BLOCK_HW": plan.block_hw,
         "num_warps": plan.num_warps,
-        # Said because the default turns over with Triton 3.10: the statistics are fp32 either way, and fused is faster.
-        "enable_fp_fusion": True,
+        # Fused, a sum over lanes of products a b is fma(a_i, b_i, a_j b_j) in lane i and fma(a_j, b_j, a_i b_i) in lane j: two
+        # lanes that should hold one sum differ, and both write it to one place. ptxas, too, then leaves mul and add alone.
+        "enable_fp_fusion": False,
     }
 
 
@@ -187,7 +188,7 @@ def backward(
             C=channels,
             BLOCK=_BATCH_SUM_CHANNELS,
             num_warps=1,
-            enable_fp_fusion=True,
+            enable_fp_fusion=False,
         )
     empty = x.new_empty(0)
     return tuple(empty if grad is None else grad for grad in (dx, *grads))  # type: ignore[return-value]
