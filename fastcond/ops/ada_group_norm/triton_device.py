@@ -48,8 +48,8 @@ def image_of(pointer, image, C: tl.constexpr, HW: tl.constexpr, ALIGNED: tl.cons
 def positions_of(first, CTAS: tl.constexpr, BLOCK_HW: tl.constexpr):
     """The positions of a tile, [1, BLOCK_HW].
 
-    A cluster's tile has an axis more, [CTAS, 1, BLOCK_HW / CTAS]: Triton gives each CTA an entry of the slowest axis, and so a run
-    of positions; left to itself it would give each a few channels, and accesses would be narrow in channels_last.
+    A cluster's tile has an axis more, [CTAS, 1, BLOCK_HW / CTAS]: Triton gives each CTA an entry of the slowest axis, and so
+    a run of positions; left to itself it would give each a few channels, and accesses would be narrow in channels_last.
     """
     if CTAS == 1:
         position = (first + tl.arange(0, BLOCK_HW))[None, :]
@@ -62,10 +62,7 @@ def positions_of(first, CTAS: tl.constexpr, BLOCK_HW: tl.constexpr):
 @triton.jit
 def column(of_row, CTAS: tl.constexpr):
     """A value of each row [BC], as it is spread over a tile."""
-    if CTAS == 1:
-        value = of_row[:, None]
-    else:
-        value = of_row[None, :, None]
+    value = of_row[:, None] if CTAS == 1 else of_row[None, :, None]
     return value
 
 
@@ -81,10 +78,7 @@ def inside_tile(row, position, ROWS: tl.constexpr, HW: tl.constexpr, CTAS: tl.co
 
 @triton.jit
 def load_tile(pointers, inside, PADDED: tl.constexpr):
-    if PADDED:
-        value = tl.load(pointers, mask=inside, other=0.0)
-    else:
-        value = tl.load(pointers)
+    value = tl.load(pointers, mask=inside, other=0.0) if PADDED else tl.load(pointers)
     return value.to(tl.float32)
 
 
@@ -106,10 +100,7 @@ def keep(inside, value, PADDED: tl.constexpr):
 @triton.jit
 def row_sums(value, CTAS: tl.constexpr):
     """Sum over the positions, for each row [BC]: within a CTA, and then over the cluster."""
-    if CTAS == 1:
-        total = tl.sum(value, axis=1)
-    else:
-        total = tl.sum(tl.sum(value, axis=2), axis=0)
+    total = tl.sum(value, axis=1) if CTAS == 1 else tl.sum(tl.sum(value, axis=2), axis=0)
     return total
 
 
@@ -132,10 +123,7 @@ def over_group(of_row, row, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def group_sum(value, row, GROUPS: tl.constexpr, WIDTH: tl.constexpr, CTAS: tl.constexpr):
-    if GROUPS == 1:
-        total = tl.sum(value)
-    else:
-        total = over_group(row_sums(value, CTAS), row, GROUPS, WIDTH)
+    total = tl.sum(value) if GROUPS == 1 else over_group(row_sums(value, CTAS), row, GROUPS, WIDTH)
     return total
 
 

@@ -24,7 +24,7 @@ _BATCH_SUM_CHANNELS = 32  # channels of a program that sums over the batch
 def _takes_clusters(device: torch.device) -> bool:
     """Clusters of CTAs: sm_90 and newer, and a Triton whose plan-CTA pass takes the kernels (3.7 refuses them)."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0) and version >= (3, 8)
+    return version >= (3, 8) and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _channels_last(x: Tensor) -> bool | None:
@@ -142,7 +142,7 @@ def backward(
     channels_last = _channels_last(x)
     if channels_last is None:
         dense = backward(dy, _dense(x), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
-        return (torch.empty_like(x).copy_(dense[0]) if needed[0] else dense[0], *dense[1:])  # type: ignore[return-value]
+        return (torch.empty_like(x).copy_(dense[0]) if needed[0] else dense[0], *dense[1:])
     plan = _plan(x, num_groups, channels_last, backward=True)
     if plan is None:
         return reference.backward(dy, x, scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)

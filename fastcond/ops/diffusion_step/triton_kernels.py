@@ -113,7 +113,7 @@ def step_into(
     """`reference.step_into` on the GPU. Nothing is read back to the host, so a captured graph advances with `row`."""
     batch, channels = x.shape[:2]
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    halves = x_next.split(batch) if batch else ()
+    halves = list(x_next.split(batch)) if batch else []
     dense = last or x.is_contiguous()
     if not dense or x_0.stride() != x.stride() or any(half.stride() != x.stride() for half in halves):
         operands = (x, out_cond, out_uncond, history, coefficients, row, guidance, seeds, draws_noise)
