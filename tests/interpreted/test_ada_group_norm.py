@@ -17,8 +17,8 @@ from tests.support.triton_ada_group_norm import by_triton, capacity
 
 CASES = 2000
 CASES_A_TEST = 50
-MOST_ELEMENTS = 4096
-MOST_PROGRAMS = 40
+MOST_ELEMENTS = 2048
+MOST_PROGRAMS = 16
 
 WIDTHS = (1, 2, 3, 4, 7, 8, 12, 16, 98)
 GROUPS = (1, 2, 3, 4, 8)
