@@ -27,14 +27,14 @@ struct AdaGroupNorm {
 struct AdaGroupNormForward {
     float eps;
     void* y;
-    float* mean;  // [B, G]
+    float* mean;  // [2, B, G], the mean and what its rounding left out
     float* rstd;  // [B, G]
 };
 
 struct AdaGroupNormBackward {
     const void* dy;
-    const float* mean;
-    const float* rstd;
+    const float* mean;  // [2, B, G]
+    const float* rstd;  // [B, G]
     void* dx;
     float* A;  // [B, C], sum over positions of du xh
     float* B;  // [B, C], sum over positions of du

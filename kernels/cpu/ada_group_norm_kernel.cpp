@@ -124,6 +124,13 @@ float reciprocal_root(double sum_of_squares, double count, float eps) {
     return float(1.0 / std::sqrt(sum_of_squares / count + double(eps)));
 }
 
+// mean[0] is pivot + centre rounded, mean[1] what the rounding left out: the backward needs no reduction for it.
+void keep_mean(const AdaGroupNorm& call, float* mean, int64_t group_of_batch, float pivot, float centre) {
+    const float rounded = pivot + centre;
+    mean[group_of_batch] = rounded;
+    mean[call.batch * call.groups + group_of_batch] = (pivot - rounded) + centre;
+}
+
 template <bool silu_on>
 FASTCOND_INLINE float activate(float u) {
     return silu_on ? silu(u) : u;
@@ -143,7 +150,7 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
         return d * d;
     });
     const float rstd = reciprocal_root(squares, double(count), forward.eps);
-    forward.mean[unit] = pivot + centre;
+    keep_mean(call, forward.mean, unit, pivot, centre);
     forward.rstd[unit] = rstd;
     for (int64_t c = 0; c < width; ++c) {
         const auto [gain, offset] = affine(call, image, group * width + c);
@@ -168,7 +175,7 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
     for (int64_t g = 0; g < call.groups; ++g) {
         const float of_group = float(sum_group(sums, g * width, width) / count);
         fill(centre + g * width, width, of_group);
-        forward.mean[image * call.groups + g] = pivot[g * width] + of_group;
+        keep_mean(call, forward.mean, image * call.groups + g, pivot[g * width], of_group);
     }
     sum_columns(call.positions, C, squares, partial, [=](int64_t p, int64_t c) {
         const float d = (load(x[p * C + c]) - pivot[c]) - centre[c];
@@ -206,9 +213,8 @@ void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& b
     const T* x = static_cast<const T*>(call.x) + unit * count;
     const T* dy = static_cast<const T*>(backward.dy) + unit * count;
     T* dx = static_cast<T*>(backward.dx) + unit * count;
-    const float mean = backward.mean[unit], rstd = backward.rstd[unit];
-    // The saved mean is rounded; what the rounding left is removed here.
-    const float left = float(sum(count, [=](int64_t i) { return load(x[i]) - mean; }) / double(count));
+    const float mean = backward.mean[unit], left = backward.mean[call.batch * call.groups + unit];
+    const float rstd = backward.rstd[unit];
     float* du = scratch(count);
     double m1 = 0.0, m2 = 0.0;
     for (int64_t c = 0; c < width; ++c) {
@@ -253,15 +259,12 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
     float *mean1 = rows + 5 * C, *mean2 = rows + 6 * C, *partial = rows + 7 * C;
     for (int64_t c = 0; c < C; ++c) {
         mean[c] = backward.mean[image * call.groups + c / width];
+        left[c] = backward.mean[(call.batch + image) * call.groups + c / width];
         rstd[c] = backward.rstd[image * call.groups + c / width];
         const Affine a = affine(call, image, c);
         gain[c] = a.gain;
         offset[c] = a.offset;
     }
-    double* sums = totals(C);
-    sum_columns(P, C, sums, partial, [=](int64_t p, int64_t c) { return load(x[p * C + c]) - mean[c]; });
-    for (int64_t g = 0; g < call.groups; ++g)
-        fill(left + g * width, width, float(sum_group(sums, g * width, width) / count));
     for (int64_t p = 0; p < P; ++p) {
         const T *in = x + p * C, *given = dy + p * C;
         float* out = du + p * C;

@@ -38,8 +38,8 @@ def forward(
         return torch.empty_like(x).copy_(y), mean, rstd
     operands = _operands(scale, shift, weight, bias)
     y = torch.empty_like(x)
-    mean = torch.empty((x.shape[0], num_groups))
-    rstd = torch.empty_like(mean)
+    mean = torch.empty((2, x.shape[0], num_groups))
+    rstd = torch.empty((x.shape[0], num_groups))
     tensors, numbers = _call(x, operands, num_groups, silu, layout)
     library.ada_group_norm(tensors, numbers, eps, y.data_ptr(), mean.data_ptr(), rstd.data_ptr())
     return y, mean, rstd
@@ -61,7 +61,7 @@ def backward(
     """`reference.backward`, natively where the kernel takes x."""
     _check(x, scale, shift, weight, bias, num_groups)
     statistics = (x.shape[0], num_groups)
-    if dy.shape != x.shape or mean.shape != statistics or rstd.shape != statistics:
+    if dy.shape != x.shape or mean.shape != (2, *statistics) or rstd.shape != statistics:
         raise ValueError(f"dy, mean, rstd are {list(dy.shape)}, {list(mean.shape)}, {list(rstd.shape)} for x {list(x.shape)}")
     if x.dtype == torch.float16 and native.native is not None:
         wide = backward(dy, x.float(), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)

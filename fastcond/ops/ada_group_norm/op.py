@@ -39,8 +39,8 @@ def _forward_fake(
     eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = x.new_empty((x.shape[0], num_groups), dtype=reference.statistics_dtype(x))
-    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+    mean = x.new_empty((2, x.shape[0], num_groups), dtype=reference.statistics_dtype(x))
+    return torch.empty_like(x), mean, torch.empty_like(mean[0])
 
 
 @torch.library.register_fake("fastcond::ada_group_norm_backward")
