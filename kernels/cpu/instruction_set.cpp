@@ -2,6 +2,10 @@
 
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 namespace fastcond::cpu {
 namespace {
 
@@ -28,6 +32,16 @@ InstructionSet best() {
 
 InstructionSet chosen = best();
 
+int64_t find_largest_cache() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    for (int level : {_SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
+        if (const long bytes = sysconf(level); bytes > 0) return bytes;
+#endif
+    return int64_t{32} << 20;
+}
+
+int64_t cache = find_largest_cache();
+
 }  // namespace
 
 InstructionSet instruction_set() { return chosen; }
@@ -47,5 +61,9 @@ void use_instruction_set(const std::string& name) {
         }
     throw std::invalid_argument("instruction set " + name + " is not there");
 }
+
+int64_t largest_cache() { return cache; }
+
+void use_largest_cache(int64_t bytes) { cache = bytes; }
 
 }  // namespace fastcond::cpu

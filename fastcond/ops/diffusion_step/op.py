@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcond.ops.diffusion_step import reference
+from fastcond.ops.diffusion_step import cpu, reference
 
 _OPERANDS = (
     "Tensor x, Tensor out_cond, Tensor? out_uncond, Tensor? history, Tensor coefficients, Tensor row, Tensor? guidance, "
@@ -20,6 +20,8 @@ torch.library.define("fastcond::diffusion_step", f"({_OPERANDS}) -> (Tensor x_ne
 torch.library.define("fastcond::diffusion_step_into", f"({_OPERANDS}, Tensor(a!) x_next, Tensor(b!) x_0) -> ()")
 torch.library.impl("fastcond::diffusion_step", "default", reference.step)
 torch.library.impl("fastcond::diffusion_step_into", "default", reference.step_into)
+torch.library.impl("fastcond::diffusion_step", "cpu", cpu.step)
+torch.library.impl("fastcond::diffusion_step_into", "cpu", cpu.step_into)
 
 
 @torch.library.register_fake("fastcond::diffusion_step")

@@ -1,0 +1,296 @@
+// AdaGN of [B, positions, C]: a unit of work is some whole groups of one image, a block of its columns.
+//
+// A block is read from x once and kept in a thread's scratch in tiles of sixteen columns, [tile][position][lane], so that
+// the later passes run over consecutive memory. A column's sums do not depend on the block that it is in: blocks may be
+// chosen for the cache and the number of threads without changing a bit.
+#pragma once
+
+#include "ada_group_norm_shared.h"
+
+namespace fastcond::cpu::FASTCOND_ISA {
+namespace {
+
+constexpr int64_t scratch_elements = 65536;  // of one array of a block: 256 KiB
+constexpr int64_t units_a_thread = 2;
+
+// How an image is cut into blocks of `groups` groups, the last one perhaps smaller.
+struct Blocks {
+    int64_t groups, count;
+};
+
+// As many columns as keep the block in a cache and every thread busy, but at least a cache line.
+inline Blocks blocks_of(const AdaGroupNorm& call) {
+    const int64_t width = call.channels / call.groups;
+    int64_t aligned = 1;  // groups that fill whole tiles
+    while (aligned * width % lanes) aligned *= 2;
+    const int64_t wanted = (units_a_thread * call.threads + call.batch - 1) / call.batch;
+    const int64_t in_cache = scratch_elements / call.positions / width;
+    const int64_t a_line = (lanes + width - 1) / width;
+    const int64_t groups = larger(smaller(in_cache, (call.groups + wanted - 1) / wanted), a_line);
+    const int64_t whole = groups >= aligned ? groups / aligned * aligned : groups;
+    const int64_t of_block = smaller(whole, call.groups);
+    return {of_block, (call.groups + of_block - 1) / of_block};
+}
+
+// One block: its place, and scratch whose rows of numbers have one entry a column, filled up to whole tiles.
+struct Block {
+    int64_t image, first_group, groups, width, first_column, columns, tiles;
+    float* numbers;  // rows of 16 tiles
+    double* sums;    // rows of 16 tiles
+    float* packed;   // tiles of [positions][16]
+
+    FASTCOND_INLINE float* row(int index) const { return numbers + index * tiles * lanes; }
+    FASTCOND_INLINE double* sum(int index) const { return sums + index * tiles * lanes; }
+};
+
+inline Block block_of(const AdaGroupNorm& call, const Blocks& blocks, int64_t unit, int rows, int sums, int arrays) {
+    thread_local Scratch<float> numbers, packed;
+    thread_local Scratch<double> totals;
+    Block block;
+    block.image = unit / blocks.count;
+    block.first_group = unit % blocks.count * blocks.groups;
+    block.groups = smaller(blocks.groups, call.groups - block.first_group);
+    block.width = call.channels / call.groups;
+    block.first_column = block.first_group * block.width;
+    block.columns = block.groups * block.width;
+    block.tiles = (block.columns + lanes - 1) / lanes;
+    block.numbers = numbers.take(rows * block.tiles * lanes);
+    block.sums = totals.take(sums * block.tiles * lanes);
+    block.packed = packed.take(arrays * block.tiles * lanes * call.positions);
+    for (int64_t i = 0; i < rows * block.tiles * lanes; ++i) block.numbers[i] = 0.0f;
+    for (int64_t i = 0; i < sums * block.tiles * lanes; ++i) block.sums[i] = 0.0;
+    return block;
+}
+
+FASTCOND_INLINE double sum_group(const Block& block, const double* columns, int64_t group) {
+    double total = 0.0;
+    for (int64_t c = group * block.width; c < (group + 1) * block.width; ++c) total += columns[c];
+    return total;
+}
+
+FASTCOND_INLINE void fill_group(const Block& block, float* columns, int64_t group, float value) {
+    for (int64_t c = group * block.width; c < (group + 1) * block.width; ++c) columns[c] = value;
+}
+
+// Lanes of a row of x or dy: a tile's, or the `count` that its last one has.
+template <bool whole, typename T>
+FASTCOND_INLINE Lanes load_tile(const T* from, int64_t count) {
+    if constexpr (whole) return load_lanes(from);
+    return load_lanes(from, count);
+}
+template <bool whole, bool streams, typename T>
+FASTCOND_INLINE void store_tile(T* to, const Lanes& value, int64_t count) {
+    if constexpr (!whole)
+        store_lanes(to, value, count);
+    else if constexpr (streams)
+        stream_lanes(to, value);
+    else
+        store_lanes(to, value);
+}
+
+// Calls run(tile, first position, last position, whether the tile is whole) for rows_a_float positions at a time: all tiles
+// of some rows, and then the next rows, so that memory is walked in its order.
+template <typename Run>
+FASTCOND_INLINE void for_each_tile(const Block& block, int64_t positions, Run run) {
+    for (int64_t first = 0; first < positions; first += rows_a_float)
+        for (int64_t tile = 0; tile < block.tiles; ++tile)
+            run(tile, first, smaller(positions, first + rows_a_float));
+}
+
+template <bool whole, typename T>
+FASTCOND_INLINE void pack_rows(const T* x, int64_t C, int64_t count, const Lanes& pivot, int64_t rows, float* packed,
+                               double* sums) {
+    Lanes even = all_lanes(0.0f), odd = even;
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2) {
+        const Lanes d0 = load_tile<whole>(x + r * C, count) - pivot;
+        const Lanes d1 = load_tile<whole>(x + (r + 1) * C, count) - pivot;
+        store_lanes(packed + r * lanes, d0);
+        store_lanes(packed + (r + 1) * lanes, d1);
+        even = even + d0;
+        odd = odd + d1;
+    }
+    if (r < rows) {
+        const Lanes d = load_tile<whole>(x + r * C, count) - pivot;
+        store_lanes(packed + r * lanes, d);
+        even = even + d;
+    }
+    add(sums, even + odd);
+}
+
+FASTCOND_INLINE void square_rows(const float* packed, int64_t rows, const Lanes& centre, double* sums) {
+    Lanes even = all_lanes(0.0f), odd = even;
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2) {
+        const Lanes d0 = load_lanes(packed + r * lanes) - centre, d1 = load_lanes(packed + (r + 1) * lanes) - centre;
+        even = even + d0 * d0;
+        odd = odd + d1 * d1;
+    }
+    if (r < rows) {
+        const Lanes d = load_lanes(packed + r * lanes) - centre;
+        even = even + d * d;
+    }
+    add(sums, even + odd);
+}
+
+template <bool whole, bool silu_on, bool streams, typename T>
+FASTCOND_INLINE void write_rows(const float* packed, int64_t rows, const Lanes& centre, const Lanes& slope,
+                                const Lanes& offset, T* y, int64_t C, int64_t count) {
+    for (int64_t r = 0; r < rows; ++r) {
+        const Lanes u = (load_lanes(packed + r * lanes) - centre) * slope + offset;
+        store_tile<whole, streams>(y + r * C, activate<silu_on>(u), count);
+    }
+}
+
+template <typename T, bool silu_on, bool streams>
+void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& forward, const Blocks& blocks, int64_t unit) {
+    const int64_t C = call.channels, P = call.positions;
+    const Block block = block_of(call, blocks, unit, 4, 2, 1);
+    const int64_t start = block.image * C * P + block.first_column;
+    const T* x = static_cast<const T*>(call.x) + start;
+    T* y = static_cast<T*>(forward.y) + start;
+    const double count = double(block.width * P);
+    float *pivot = block.row(0), *centre = block.row(1), *slope = block.row(2), *offset = block.row(3);
+    double *sums = block.sum(0), *squares = block.sum(1);
+    for (int64_t c = 0; c < block.columns; ++c) pivot[c] = load(x[c / block.width * block.width]);
+    for_each_tile(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+        const int64_t column = tile * lanes, there = block.columns - column;
+        const Lanes pivots = load_lanes(pivot + column);
+        float* packed = block.packed + (tile * P + first) * lanes;
+        if (there >= lanes)
+            pack_rows<true>(x + first * C + column, C, lanes, pivots, last - first, packed, sums + column);
+        else
+            pack_rows<false>(x + first * C + column, C, there, pivots, last - first, packed, sums + column);
+    });
+    for (int64_t g = 0; g < block.groups; ++g) {
+        const float of_group = float(sum_group(block, sums, g) / count);
+        fill_group(block, centre, g, of_group);
+        keep_mean(call, forward.mean, block.image * call.groups + block.first_group + g, pivot[g * block.width], of_group);
+    }
+    for (int64_t tile = 0; tile < block.tiles; ++tile) {
+        const Lanes centres = load_lanes(centre + tile * lanes);
+        for (int64_t first = 0; first < P; first += rows_a_float)
+            square_rows(block.packed + (tile * P + first) * lanes, smaller(rows_a_float, P - first), centres,
+                        squares + tile * lanes);
+    }
+    for (int64_t g = 0; g < block.groups; ++g) {
+        const float rstd = reciprocal_root(sum_group(block, squares, g), count, forward.eps);
+        forward.rstd[block.image * call.groups + block.first_group + g] = rstd;
+        for (int64_t c = g * block.width; c < (g + 1) * block.width; ++c) {
+            const Affine a = affine(call, block.image, block.first_column + c);
+            slope[c] = rstd * a.gain;
+            offset[c] = a.offset;
+        }
+    }
+    for_each_tile(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+        const int64_t column = tile * lanes, there = block.columns - column;
+        const float* packed = block.packed + (tile * P + first) * lanes;
+        const Lanes centres = load_lanes(centre + column);
+        const Lanes slopes = load_lanes(slope + column), offsets = load_lanes(offset + column);
+        T* out = y + first * C + column;
+        if (there >= lanes)
+            write_rows<true, silu_on, streams>(packed, last - first, centres, slopes, offsets, out, C, lanes);
+        else
+            write_rows<false, silu_on, streams>(packed, last - first, centres, slopes, offsets, out, C, there);
+    });
+    if (streams) end_streams();
+}
+
+// What a tile's columns need in the backward's first pass.
+struct Columns {
+    Lanes mean, left_out, rstd, gain, offset;
+};
+
+// xh and du of some rows are kept; A += du xh, B += du.
+template <bool whole, bool silu_on, typename T>
+FASTCOND_INLINE void reduce_rows(const T* x, const T* dy, int64_t C, int64_t count, const Columns& of, int64_t rows,
+                                 float* packed_xh, float* packed_du, double* A, double* B) {
+    Lanes a = all_lanes(0.0f), b = a;
+    for (int64_t r = 0; r < rows; ++r) {
+        const Lanes xh = ((load_tile<whole>(x + r * C, count) - of.mean) - of.left_out) * of.rstd;
+        const Lanes du = through_activation<silu_on>(load_tile<whole>(dy + r * C, count), xh * of.gain + of.offset);
+        store_lanes(packed_xh + r * lanes, xh);
+        store_lanes(packed_du + r * lanes, du);
+        a = a + du * xh;
+        b = b + du;
+    }
+    add(A, a);
+    add(B, b);
+}
+
+// dx = rstd (w du - m2 - xh m1), of_du = rstd w, constant = rstd m2, of_xh = rstd m1.
+template <bool whole, bool streams, typename T>
+FASTCOND_INLINE void write_gradient(const float* packed_xh, const float* packed_du, int64_t rows, const Lanes& of_du,
+                                    const Lanes& constant, const Lanes& of_xh, T* dx, int64_t C, int64_t count) {
+    for (int64_t r = 0; r < rows; ++r) {
+        const Lanes xh = load_lanes(packed_xh + r * lanes), du = load_lanes(packed_du + r * lanes);
+        store_tile<whole, streams>(dx + r * C, (of_du * du - constant) - xh * of_xh, count);
+    }
+}
+
+template <typename T, bool silu_on, bool streams>
+void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, const Blocks& blocks,
+                            int64_t unit) {
+    const int64_t C = call.channels, P = call.positions;
+    const Block block = block_of(call, blocks, unit, 8, 2, 2);
+    const int64_t start = block.image * C * P + block.first_column;
+    const T* x = static_cast<const T*>(call.x) + start;
+    const T* dy = static_cast<const T*>(backward.dy) + start;
+    T* dx = static_cast<T*>(backward.dx) + start;
+    const double count = double(block.width * P);
+    float *mean = block.row(0), *left_out = block.row(1), *rstd = block.row(2), *gain = block.row(3);
+    float *offset = block.row(4), *of_du = block.row(5), *constant = block.row(6), *of_xh = block.row(7);
+    double *A = block.sum(0), *B = block.sum(1);
+    float *packed_xh = block.packed, *packed_du = packed_xh + block.tiles * lanes * P;
+    for (int64_t c = 0; c < block.columns; ++c) {
+        const int64_t group = block.image * call.groups + block.first_group + c / block.width;
+        const Affine a = affine(call, block.image, block.first_column + c);
+        mean[c] = backward.mean[group];
+        left_out[c] = backward.mean[call.batch * call.groups + group];
+        rstd[c] = backward.rstd[group];
+        gain[c] = a.gain;
+        offset[c] = a.offset;
+    }
+    for_each_tile(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+        const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column;
+        const int64_t kept = (tile * P + first) * lanes, rows = last - first;
+        const Columns of{load_lanes(mean + column), load_lanes(left_out + column), load_lanes(rstd + column),
+                         load_lanes(gain + column), load_lanes(offset + column)};
+        if (there >= lanes)
+            reduce_rows<true, silu_on>(x + at, dy + at, C, lanes, of, rows, packed_xh + kept, packed_du + kept, A + column,
+                                       B + column);
+        else
+            reduce_rows<false, silu_on>(x + at, dy + at, C, there, of, rows, packed_xh + kept, packed_du + kept, A + column,
+                                        B + column);
+    });
+    for (int64_t g = 0; g < block.groups; ++g) {
+        double m1 = 0.0, m2 = 0.0;
+        for (int64_t c = g * block.width; c < (g + 1) * block.width; ++c) {
+            backward.A[block.image * C + block.first_column + c] = float(A[c]);
+            backward.B[block.image * C + block.first_column + c] = float(B[c]);
+            m1 += double(gain[c]) * A[c];
+            m2 += double(gain[c]) * B[c];
+            of_du[c] = rstd[c] * gain[c];
+        }
+        const double of_group = double(rstd[g * block.width]);
+        fill_group(block, of_xh, g, float(of_group * m1 / count));
+        fill_group(block, constant, g, float(of_group * m2 / count));
+    }
+    for_each_tile(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+        const int64_t column = tile * lanes, there = block.columns - column;
+        const int64_t kept = (tile * P + first) * lanes;
+        const Lanes du_factor = load_lanes(of_du + column), xh_factor = load_lanes(of_xh + column);
+        const Lanes constants = load_lanes(constant + column);
+        T* out = dx + first * C + column;
+        if (there >= lanes)
+            write_gradient<true, streams>(packed_xh + kept, packed_du + kept, last - first, du_factor, constants, xh_factor,
+                                          out, C, lanes);
+        else
+            write_gradient<false, streams>(packed_xh + kept, packed_du + kept, last - first, du_factor, constants, xh_factor,
+                                           out, C, there);
+    });
+    if (streams) end_streams();
+}
+
+}  // namespace
+}  // namespace fastcond::cpu::FASTCOND_ISA
