@@ -1,7 +1,6 @@
 // AdaGN of [B, positions, C]: a unit of work is some whole groups of one image, a block of its columns.
 //
-// A block is read from x once and kept in a thread's scratch in tiles of sixteen columns, [tile][position][lane], so that
-// the later passes run over consecutive memory. A column's sums do not depend on the block that it is in: blocks may be
+// A block is walked in tiles of sixteen columns. A column's sums do not depend on the block that it is in: blocks may be
 // chosen for the cache and the number of threads without changing a bit.
 #pragma once
 
@@ -10,7 +9,7 @@
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
-constexpr int64_t scratch_elements = 65536;  // of one array of a block: 256 KiB
+constexpr int64_t block_elements = 65536;  // 256 KiB, which a second-level cache holds
 constexpr int64_t units_a_thread = 2;
 
 // How an image is cut into blocks of `groups` groups, the last one perhaps smaller.
@@ -24,7 +23,7 @@ inline Blocks blocks_of(const AdaGroupNorm& call) {
     int64_t aligned = 1;  // groups that fill whole tiles
     while (aligned * width % lanes) aligned *= 2;
     const int64_t wanted = (units_a_thread * call.threads + call.batch - 1) / call.batch;
-    const int64_t in_cache = scratch_elements / call.positions / width;
+    const int64_t in_cache = block_elements / call.positions / width;
     const int64_t a_line = (lanes + width - 1) / width;
     const int64_t groups = larger(smaller(in_cache, (call.groups + wanted - 1) / wanted), a_line);
     const int64_t whole = groups >= aligned ? groups / aligned * aligned : groups;
@@ -88,56 +87,53 @@ FASTCOND_INLINE void store_tile(T* to, const Lanes& value, int64_t count) {
         store_lanes(to, value);
 }
 
-// Calls run(tile, first position, last position, whether the tile is whole) for rows_a_float positions at a time: all tiles
-// of some rows, and then the next rows, so that memory is walked in its order.
+// Calls run(tile, first position, last position) for all tiles of rows_a_float positions, and then of the next ones.
 template <typename Run>
-FASTCOND_INLINE void for_each_tile(const Block& block, int64_t positions, Run run) {
+FASTCOND_INLINE void for_each_strip(const Block& block, int64_t positions, Run run) {
     for (int64_t first = 0; first < positions; first += rows_a_float)
-        for (int64_t tile = 0; tile < block.tiles; ++tile)
-            run(tile, first, smaller(positions, first + rows_a_float));
+        for (int64_t tile = 0; tile < block.tiles; ++tile) run(tile, first, smaller(positions, first + rows_a_float));
 }
 
+// Adds `rows` positions to the mean (of the distance to the pivot) and the sum of squared distances to the mean of sixteen
+// columns that `before` positions have had: two passes over rows that lie in the first cache, then Chan's merge in double.
 template <bool whole, typename T>
-FASTCOND_INLINE void pack_rows(const T* x, int64_t C, int64_t count, const Lanes& pivot, int64_t rows, float* packed,
-                               double* sums) {
+FASTCOND_INLINE void merge_rows(const T* x, int64_t C, int64_t count, const Lanes& pivot, int64_t before, int64_t rows,
+                                double* mean, double* squares) {
     Lanes even = all_lanes(0.0f), odd = even;
     int64_t r = 0;
     for (; r + 2 <= rows; r += 2) {
-        const Lanes d0 = load_tile<whole>(x + r * C, count) - pivot;
-        const Lanes d1 = load_tile<whole>(x + (r + 1) * C, count) - pivot;
-        store_lanes(packed + r * lanes, d0);
-        store_lanes(packed + (r + 1) * lanes, d1);
-        even = even + d0;
-        odd = odd + d1;
+        even = even + (load_tile<whole>(x + r * C, count) - pivot);
+        odd = odd + (load_tile<whole>(x + (r + 1) * C, count) - pivot);
     }
-    if (r < rows) {
-        const Lanes d = load_tile<whole>(x + r * C, count) - pivot;
-        store_lanes(packed + r * lanes, d);
-        even = even + d;
-    }
-    add(sums, even + odd);
-}
-
-FASTCOND_INLINE void square_rows(const float* packed, int64_t rows, const Lanes& centre, double* sums) {
-    Lanes even = all_lanes(0.0f), odd = even;
-    int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) {
-        const Lanes d0 = load_lanes(packed + r * lanes) - centre, d1 = load_lanes(packed + (r + 1) * lanes) - centre;
+    if (r < rows) even = even + (load_tile<whole>(x + r * C, count) - pivot);
+    const Lanes centre = (even + odd) * all_lanes(1.0f / float(rows));
+    even = all_lanes(0.0f), odd = even;
+    for (r = 0; r + 2 <= rows; r += 2) {
+        const Lanes d0 = (load_tile<whole>(x + r * C, count) - pivot) - centre;
+        const Lanes d1 = (load_tile<whole>(x + (r + 1) * C, count) - pivot) - centre;
         even = even + d0 * d0;
         odd = odd + d1 * d1;
     }
     if (r < rows) {
-        const Lanes d = load_lanes(packed + r * lanes) - centre;
+        const Lanes d = (load_tile<whole>(x + r * C, count) - pivot) - centre;
         even = even + d * d;
     }
-    add(sums, even + odd);
+    float of_rows[lanes], squares_of_rows[lanes];
+    store_lanes(of_rows, centre);
+    store_lanes(squares_of_rows, even + odd);
+    const double share = double(rows) / double(before + rows), weight = double(before) * share;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+        const double delta = double(of_rows[lane]) - mean[lane];
+        mean[lane] += delta * share;
+        squares[lane] += double(squares_of_rows[lane]) + delta * delta * weight;
+    }
 }
 
 template <bool whole, bool silu_on, bool streams, typename T>
-FASTCOND_INLINE void write_rows(const float* packed, int64_t rows, const Lanes& centre, const Lanes& slope,
+FASTCOND_INLINE void write_rows(const T* x, int64_t rows, const Lanes& pivot, const Lanes& centre, const Lanes& slope,
                                 const Lanes& offset, T* y, int64_t C, int64_t count) {
     for (int64_t r = 0; r < rows; ++r) {
-        const Lanes u = (load_lanes(packed + r * lanes) - centre) * slope + offset;
+        const Lanes u = ((load_tile<whole>(x + r * C, count) - pivot) - centre) * slope + offset;
         store_tile<whole, streams>(y + r * C, activate<silu_on>(u), count);
     }
 }
@@ -145,53 +141,47 @@ FASTCOND_INLINE void write_rows(const float* packed, int64_t rows, const Lanes& 
 template <typename T, bool silu_on, bool streams>
 void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& forward, const Blocks& blocks, int64_t unit) {
     const int64_t C = call.channels, P = call.positions;
-    const Block block = block_of(call, blocks, unit, 4, 2, 1);
+    const Block block = block_of(call, blocks, unit, 4, 2, 0);
     const int64_t start = block.image * C * P + block.first_column;
     const T* x = static_cast<const T*>(call.x) + start;
     T* y = static_cast<T*>(forward.y) + start;
-    const double count = double(block.width * P);
     float *pivot = block.row(0), *centre = block.row(1), *slope = block.row(2), *offset = block.row(3);
-    double *sums = block.sum(0), *squares = block.sum(1);
+    double *mean = block.sum(0), *squares = block.sum(1);
+    // Distances to one element: a constant group is exactly 0, and large means cost no digits.
     for (int64_t c = 0; c < block.columns; ++c) pivot[c] = load(x[c / block.width * block.width]);
-    for_each_tile(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+    for_each_strip(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
         const int64_t column = tile * lanes, there = block.columns - column;
+        const T* in = x + first * C + column;
         const Lanes pivots = load_lanes(pivot + column);
-        float* packed = block.packed + (tile * P + first) * lanes;
         if (there >= lanes)
-            pack_rows<true>(x + first * C + column, C, lanes, pivots, last - first, packed, sums + column);
+            merge_rows<true>(in, C, lanes, pivots, first, last - first, mean + column, squares + column);
         else
-            pack_rows<false>(x + first * C + column, C, there, pivots, last - first, packed, sums + column);
+            merge_rows<false>(in, C, there, pivots, first, last - first, mean + column, squares + column);
     });
     for (int64_t g = 0; g < block.groups; ++g) {
-        const float of_group = float(sum_group(block, sums, g) / count);
-        fill_group(block, centre, g, of_group);
-        keep_mean(call, forward.mean, block.image * call.groups + block.first_group + g, pivot[g * block.width], of_group);
-    }
-    for (int64_t tile = 0; tile < block.tiles; ++tile) {
-        const Lanes centres = load_lanes(centre + tile * lanes);
-        for (int64_t first = 0; first < P; first += rows_a_float)
-            square_rows(block.packed + (tile * P + first) * lanes, smaller(rows_a_float, P - first), centres,
-                        squares + tile * lanes);
-    }
-    for (int64_t g = 0; g < block.groups; ++g) {
-        const float rstd = reciprocal_root(sum_group(block, squares, g), count, forward.eps);
-        forward.rstd[block.image * call.groups + block.first_group + g] = rstd;
+        const double of_group = sum_group(block, mean, g) / double(block.width);
+        double total = sum_group(block, squares, g);
+        for (int64_t c = g * block.width; c < (g + 1) * block.width; ++c)
+            total += (mean[c] - of_group) * (mean[c] - of_group) * double(P);
+        const float rstd = reciprocal_root(total, double(block.width * P), forward.eps);
+        const int64_t group = block.image * call.groups + block.first_group + g;
+        forward.rstd[group] = rstd;
+        keep_mean(call, forward.mean, group, pivot[g * block.width], float(of_group));
         for (int64_t c = g * block.width; c < (g + 1) * block.width; ++c) {
             const Affine a = affine(call, block.image, block.first_column + c);
+            centre[c] = float(of_group);
             slope[c] = rstd * a.gain;
             offset[c] = a.offset;
         }
     }
-    for_each_tile(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
-        const int64_t column = tile * lanes, there = block.columns - column;
-        const float* packed = block.packed + (tile * P + first) * lanes;
-        const Lanes centres = load_lanes(centre + column);
+    for_each_strip(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+        const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column;
+        const Lanes pivots = load_lanes(pivot + column), centres = load_lanes(centre + column);
         const Lanes slopes = load_lanes(slope + column), offsets = load_lanes(offset + column);
-        T* out = y + first * C + column;
         if (there >= lanes)
-            write_rows<true, silu_on, streams>(packed, last - first, centres, slopes, offsets, out, C, lanes);
+            write_rows<true, silu_on, streams>(x + at, last - first, pivots, centres, slopes, offsets, y + at, C, lanes);
         else
-            write_rows<false, silu_on, streams>(packed, last - first, centres, slopes, offsets, out, C, there);
+            write_rows<false, silu_on, streams>(x + at, last - first, pivots, centres, slopes, offsets, y + at, C, there);
     });
     if (streams) end_streams();
 }
@@ -201,16 +191,15 @@ struct Columns {
     Lanes mean, left_out, rstd, gain, offset;
 };
 
-// xh and du of some rows are kept; A += du xh, B += du.
+// du of some rows is kept; A += du xh, B += du.
 template <bool whole, bool silu_on, typename T>
 FASTCOND_INLINE void reduce_rows(const T* x, const T* dy, int64_t C, int64_t count, const Columns& of, int64_t rows,
-                                 float* packed_xh, float* packed_du, double* A, double* B) {
+                                 float* packed, double* A, double* B) {
     Lanes a = all_lanes(0.0f), b = a;
     for (int64_t r = 0; r < rows; ++r) {
         const Lanes xh = ((load_tile<whole>(x + r * C, count) - of.mean) - of.left_out) * of.rstd;
         const Lanes du = through_activation<silu_on>(load_tile<whole>(dy + r * C, count), xh * of.gain + of.offset);
-        store_lanes(packed_xh + r * lanes, xh);
-        store_lanes(packed_du + r * lanes, du);
+        store_lanes(packed + r * lanes, du);
         a = a + du * xh;
         b = b + du;
     }
@@ -220,11 +209,11 @@ FASTCOND_INLINE void reduce_rows(const T* x, const T* dy, int64_t C, int64_t cou
 
 // dx = rstd (w du - m2 - xh m1), of_du = rstd w, constant = rstd m2, of_xh = rstd m1.
 template <bool whole, bool streams, typename T>
-FASTCOND_INLINE void write_gradient(const float* packed_xh, const float* packed_du, int64_t rows, const Lanes& of_du,
+FASTCOND_INLINE void write_gradient(const T* x, const float* du, int64_t rows, const Columns& of, const Lanes& of_du,
                                     const Lanes& constant, const Lanes& of_xh, T* dx, int64_t C, int64_t count) {
     for (int64_t r = 0; r < rows; ++r) {
-        const Lanes xh = load_lanes(packed_xh + r * lanes), du = load_lanes(packed_du + r * lanes);
-        store_tile<whole, streams>(dx + r * C, (of_du * du - constant) - xh * of_xh, count);
+        const Lanes xh = ((load_tile<whole>(x + r * C, count) - of.mean) - of.left_out) * of.rstd;
+        store_tile<whole, streams>(dx + r * C, (of_du * load_lanes(du + r * lanes) - constant) - xh * of_xh, count);
     }
 }
 
@@ -232,7 +221,7 @@ template <typename T, bool silu_on, bool streams>
 void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, const Blocks& blocks,
                             int64_t unit) {
     const int64_t C = call.channels, P = call.positions;
-    const Block block = block_of(call, blocks, unit, 8, 2, 2);
+    const Block block = block_of(call, blocks, unit, 8, 2, 1);
     const int64_t start = block.image * C * P + block.first_column;
     const T* x = static_cast<const T*>(call.x) + start;
     const T* dy = static_cast<const T*>(backward.dy) + start;
@@ -241,7 +230,6 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
     float *mean = block.row(0), *left_out = block.row(1), *rstd = block.row(2), *gain = block.row(3);
     float *offset = block.row(4), *of_du = block.row(5), *constant = block.row(6), *of_xh = block.row(7);
     double *A = block.sum(0), *B = block.sum(1);
-    float *packed_xh = block.packed, *packed_du = packed_xh + block.tiles * lanes * P;
     for (int64_t c = 0; c < block.columns; ++c) {
         const int64_t group = block.image * call.groups + block.first_group + c / block.width;
         const Affine a = affine(call, block.image, block.first_column + c);
@@ -251,17 +239,18 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
         gain[c] = a.gain;
         offset[c] = a.offset;
     }
-    for_each_tile(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
-        const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column;
-        const int64_t kept = (tile * P + first) * lanes, rows = last - first;
-        const Columns of{load_lanes(mean + column), load_lanes(left_out + column), load_lanes(rstd + column),
-                         load_lanes(gain + column), load_lanes(offset + column)};
+    const auto columns_of = [&](int64_t column) FASTCOND_INLINE_LAMBDA {
+        return Columns{load_lanes(mean + column), load_lanes(left_out + column), load_lanes(rstd + column),
+                       load_lanes(gain + column), load_lanes(offset + column)};
+    };
+    for_each_strip(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+        const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column, rows = last - first;
+        float* du = block.packed + (tile * P + first) * lanes;
+        const Columns of = columns_of(column);
         if (there >= lanes)
-            reduce_rows<true, silu_on>(x + at, dy + at, C, lanes, of, rows, packed_xh + kept, packed_du + kept, A + column,
-                                       B + column);
+            reduce_rows<true, silu_on>(x + at, dy + at, C, lanes, of, rows, du, A + column, B + column);
         else
-            reduce_rows<false, silu_on>(x + at, dy + at, C, there, of, rows, packed_xh + kept, packed_du + kept, A + column,
-                                        B + column);
+            reduce_rows<false, silu_on>(x + at, dy + at, C, there, of, rows, du, A + column, B + column);
     });
     for (int64_t g = 0; g < block.groups; ++g) {
         double m1 = 0.0, m2 = 0.0;
@@ -276,18 +265,16 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
         fill_group(block, of_xh, g, float(of_group * m1 / count));
         fill_group(block, constant, g, float(of_group * m2 / count));
     }
-    for_each_tile(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
-        const int64_t column = tile * lanes, there = block.columns - column;
-        const int64_t kept = (tile * P + first) * lanes;
+    for_each_strip(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+        const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column, rows = last - first;
+        const float* du = block.packed + (tile * P + first) * lanes;
+        const Columns of = columns_of(column);
         const Lanes du_factor = load_lanes(of_du + column), xh_factor = load_lanes(of_xh + column);
         const Lanes constants = load_lanes(constant + column);
-        T* out = dx + first * C + column;
         if (there >= lanes)
-            write_gradient<true, streams>(packed_xh + kept, packed_du + kept, last - first, du_factor, constants, xh_factor,
-                                          out, C, lanes);
+            write_gradient<true, streams>(x + at, du, rows, of, du_factor, constants, xh_factor, dx + at, C, lanes);
         else
-            write_gradient<false, streams>(packed_xh + kept, packed_du + kept, last - first, du_factor, constants, xh_factor,
-                                           out, C, there);
+            write_gradient<false, streams>(x + at, du, rows, of, du_factor, constants, xh_factor, dx + at, C, there);
     });
     if (streams) end_streams();
 }

@@ -60,8 +60,6 @@ FASTCOND_LANEWISE(Lanes, -)
 FASTCOND_LANEWISE(Lanes, *)
 FASTCOND_LANEWISE(Lanes, /)
 FASTCOND_LANEWISE(IntLanes, +)
-FASTCOND_LANEWISE(IntLanes, &)
-FASTCOND_LANEWISE(IntLanes, |)
 FASTCOND_LANEWISE(IntLanes, <<)
 #undef FASTCOND_LANEWISE
 
@@ -75,25 +73,44 @@ FASTCOND_INLINE IntLanes all_lanes(int32_t value) {
     FASTCOND_EACH_REGISTER(result.part[i] = IntRegister{} + value)
     return result;
 }
-FASTCOND_INLINE IntLanes smaller(const IntLanes& a, const IntLanes& b) {
-    IntLanes result;
-    FASTCOND_EACH_REGISTER(result.part[i] = a.part[i] < b.part[i] ? a.part[i] : b.part[i])
+// Of one register: a > b ? a : b and a < b ? a : b, as the instructions are defined, so b where a is NaN. The compiler would
+// take the expressions apart into comparisons and blends. (The masks, of all lanes, silence a false warning of GCC 12.)
+#if defined(__AVX512F__)
+FASTCOND_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }
+FASTCOND_INLINE FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm512_maskz_min_ps(0xFFFF, a, b); }
+#elif defined(__AVX2__)
+FASTCOND_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm256_max_ps(a, b); }
+FASTCOND_INLINE FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm256_min_ps(a, b); }
+#elif defined(__SSE2__)
+FASTCOND_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm_max_ps(a, b); }
+FASTCOND_INLINE FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm_min_ps(a, b); }
+#else
+FASTCOND_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return a > b ? a : b; }
+FASTCOND_INLINE FloatRegister minimum(FloatRegister a, FloatRegister b) { return a < b ? a : b; }
+#endif
+
+// least <= value <= most; `least` for NaN.
+FASTCOND_INLINE Lanes bounded(const Lanes& value, float least, float most) {
+    const Lanes low = all_lanes(least), high = all_lanes(most);
+    Lanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = minimum(maximum(value.part[i], low.part[i]), high.part[i]))
     return result;
 }
+// Copies go register by register: the compiler moves a whole structure in pieces of its own size, through memory.
 FASTCOND_INLINE IntLanes bits_of(const Lanes& value) {
     IntLanes bits;
-    std::memcpy(&bits, &value, sizeof bits);
+    FASTCOND_EACH_REGISTER(std::memcpy(&bits.part[i], &value.part[i], FASTCOND_REGISTER_BYTES))
     return bits;
 }
 FASTCOND_INLINE Lanes float_of(const IntLanes& bits) {
     Lanes value;
-    std::memcpy(&value, &bits, sizeof value);
+    FASTCOND_EACH_REGISTER(std::memcpy(&value.part[i], &bits.part[i], FASTCOND_REGISTER_BYTES))
     return value;
 }
 
 FASTCOND_INLINE Lanes load_lanes(const float* from) {
     Lanes result;
-    std::memcpy(&result, from, sizeof result);
+    FASTCOND_EACH_REGISTER(std::memcpy(&result.part[i], from + i * lanes / registers, FASTCOND_REGISTER_BYTES))
     return result;
 }
 template <typename T>
@@ -110,7 +127,9 @@ FASTCOND_INLINE Lanes load_lanes(const T* from, int64_t count) {
     return load_lanes(wide);
 }
 
-FASTCOND_INLINE void store_lanes(float* to, const Lanes& value) { std::memcpy(to, &value, sizeof value); }
+FASTCOND_INLINE void store_lanes(float* to, const Lanes& value) {
+    FASTCOND_EACH_REGISTER(std::memcpy(to + i * lanes / registers, &value.part[i], FASTCOND_REGISTER_BYTES))
+}
 template <typename T>
 FASTCOND_INLINE void store_lanes(T* to, const Lanes& value) {
     float wide[lanes];
@@ -166,39 +185,32 @@ FASTCOND_INLINE double sum_of(Totals totals) {
     return totals.lane[0];
 }
 
-// e^-u, relative error below 1e-7, for u in [-87, 87]; clamped outside, but NaN where u is minus infinity.
-// -u = n ln 2 + r with |r| <= ln(2)/2: the polynomial is within 3.2e-9 of e^r, relatively (minimax, 1 and r fixed, the
-// other coefficients rounded to float32 one after another), and 2^n is an exponent.
-FASTCOND_INLINE Lanes exp_minus(const Lanes& u) {
-    // As integers, magnitudes are ordered alike, and a minimum of them is one instruction; a comparison of floats would be
-    // taken apart into cases by the compiler, each computed in full.
-    const IntLanes bits = bits_of(u);
-    const IntLanes largest = all_lanes(int32_t{0x42AE0000});  // 87.0f
-    const Lanes v = float_of(smaller(bits & all_lanes(INT32_MAX), largest) | (bits & all_lanes(INT32_MIN)));
+// 1 / (1 + e^-u) within a few roundings: 1 where e^-u is below 2^-127, 0 where it is above 2^127.5, and 1/2 for NaN.
+// -u = n ln 2 + r with |r| <= ln(2)/2; e^r = P / Q with Q(r) = P(-r), the Pade approximant of order [3/3], is within 6e-9,
+// relatively; so the result is Q / (Q + 2^n P), with one division, and 2^128 is infinity, as it should be.
+FASTCOND_INLINE Lanes sigmoid(const Lanes& u) {
+    const Lanes v = bounded(u, -89.0f, 88.0f);
     // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
     const Lanes shifter = all_lanes(12582912.0f);
     const Lanes shifted = v * all_lanes(-1.44269504088896341f) + shifter;
     const Lanes n = shifted - shifter;
     // ln 2 in two parts: the first has few bits, so n times it is exact. s = -r.
     const Lanes s = (v + n * all_lanes(22713.0f / 32768)) + n * all_lanes(1.4286068203094172e-6f);
-    Lanes series = all_lanes(0x1.6a4cb4p-10f) * s - all_lanes(0x1.123986p-7f);
-    series = series * s + all_lanes(0x1.5558bp-5f);
-    series = series * s - all_lanes(0x1.555492p-3f);
-    series = series * s + all_lanes(0x1.fffffcp-2f);
-    series = series * s - all_lanes(1.0f);
-    series = series * s + all_lanes(1.0f);
-    const Lanes power = float_of(bits_of(series) + (bits_of(shifted) << all_lanes(int32_t{23})));
-    // 0, but NaN where u is minus infinity: silu(-infinity) is NaN in PyTorch, and so it is here.
-    const Lanes negative = float_of(smaller(bits, all_lanes(int32_t{0})));
-    return power + (negative - negative);
+    const Lanes square = s * s;
+    const Lanes even = square * all_lanes(12.0f) + all_lanes(120.0f);
+    const Lanes odd = (square + all_lanes(60.0f)) * s;
+    const Lanes power = float_of((bits_of(shifted) << all_lanes(int32_t{23})) + all_lanes(int32_t{0x3F800000}));
+    const Lanes q = even + odd;
+    return q / (q + (even - odd) * power);
 }
 
-FASTCOND_INLINE Lanes silu(const Lanes& u) { return u / (all_lanes(1.0f) + exp_minus(u)); }
+// silu(-infinity) is -infinity times 0, NaN, as in PyTorch.
+FASTCOND_INLINE Lanes silu(const Lanes& u) { return u * sigmoid(u); }
 
-// d silu / du = s (1 + u (1 - s)), s = 1 / (1 + e^-u).
+// d silu / du = s (1 + u (1 - s)), s = sigmoid(u).
 FASTCOND_INLINE Lanes silu_slope(const Lanes& u) {
     const Lanes one = all_lanes(1.0f);
-    const Lanes s = one / (one + exp_minus(u));
+    const Lanes s = sigmoid(u);
     return s * (one + u * (one - s));
 }
 
