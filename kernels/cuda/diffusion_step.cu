@@ -1,11 +1,15 @@
-// The diffusion step on a GPU: one pass over memory, the row's index read on the device. It has been compiled and inspected
-// (tests/ops/test_diffusion_step_cuda.py), and never run: there was no GPU where it was written.
+// The diffusion step on a GPU: one pass over memory, the row's index read on the device. It has never run on one: there was
+// none where it was written. tests/ops/test_diffusion_step_cuda.py inspects the machine code and runs the source on the CPU.
 //
 // A thread draws whole Philox counters, and visits the elements that they belong to in 128-bit accesses where the shape and
 // the alignment allow. The arithmetic is step.h's, compiled with --fmad=false, as on the CPU: the bits are the CPU's.
 #include "diffusion_step.h"
 
+#include <type_traits>
+
+#if defined(__CUDACC__)
 #include <cuda_runtime.h>
+#endif
 
 namespace fastcond::cuda {
 namespace {
@@ -20,38 +24,51 @@ enum class Reach {
     counter,         // any shape: the 4 elements of one counter, one by one
 };
 
-// `count` (4 or 8) elements from an aligned address, in accesses as wide as there are.
-template <int count>
-__device__ __forceinline__ void load_run(const float* from, float (&to)[count]) {
+// Two 16-bit elements a word.
+template <int words>
+using Pairs = std::conditional_t<words == 2, uint2, uint4>;
+
+__device__ __forceinline__ uint32_t word_of(const uint2& pairs, int i) { return i == 0 ? pairs.x : pairs.y; }
+__device__ __forceinline__ uint32_t word_of(const uint4& pairs, int i) {
+    return i == 0 ? pairs.x : i == 1 ? pairs.y : i == 2 ? pairs.z : pairs.w;
+}
+
+// `count` (1, 4 or 8) elements, in accesses as wide as there are; more than one lie at a multiple of their size, or of 16.
+template <typename T, int count>
+__device__ __forceinline__ void load_run(const T* from, float (&to)[count]) {
+    if constexpr (count == 1) {
+        to[0] = load(*from);
+    } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int i = 0; i < count; i += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(from + i);
-        to[i] = four.x;
-        to[i + 1] = four.y;
-        to[i + 2] = four.z;
-        to[i + 3] = four.w;
+        for (int i = 0; i < count; i += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(from + i);
+            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        }
+    } else {
+        const auto pairs = *reinterpret_cast<const Pairs<count / 2>*>(from);
+#pragma unroll
+        for (int i = 0; i < count; ++i) to[i] = load(T{uint16_t(word_of(pairs, i / 2) >> (i % 2 * 16))});
     }
 }
-template <int count, typename T>
-__device__ __forceinline__ void load_run(const T* from, float (&to)[count]) {
-    struct alignas(2 * count) Run {
-        T at[count];
-    };
-    const Run run = *reinterpret_cast<const Run*>(from);
-#pragma unroll
-    for (int i = 0; i < count; ++i) to[i] = load(run.at[i]);
+// In PTX, because the compiler takes a store of float4 apart where it finds it cheaper.
+__device__ __forceinline__ void store_four(float* to, float a, float b, float c, float d) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(a), "f"(b), "f"(c),
+                 "f"(d)
+                 : "memory");
+#else
+    *reinterpret_cast<float4*>(to) = make_float4(a, b, c, d);
+#endif
 }
 template <int count>
 __device__ __forceinline__ void store_run(float* to, const float (&from)[count]) {
+    if constexpr (count == 1) {
+        *to = from[0];
+    } else {
 #pragma unroll
-    for (int i = 0; i < count; i += 4)
-        *reinterpret_cast<float4*>(to + i) = make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
+        for (int i = 0; i < count; i += 4) store_four(to + i, from[i], from[i + 1], from[i + 2], from[i + 3]);
+    }
 }
-template <typename T>
-__device__ __forceinline__ void load_run(const T* from, float (&to)[1]) {
-    to[0] = load(*from);
-}
-__device__ __forceinline__ void store_run(float* to, const float (&from)[1]) { *to = from[0]; }
 
 // One image of a call.
 struct Image {
@@ -154,8 +171,9 @@ __device__ __forceinline__ void advance_counter(const DiffusionStep& call, const
     }
 }
 
+// Two blocks a multiprocessor leave 128 registers a thread; asked for none or for three, ptxas spills on sm_100 and sm_120.
 template <typename T, Reach reach>
-__global__ void __launch_bounds__(threads) diffusion_step(const DiffusionStep call, int64_t units) {
+__global__ void __launch_bounds__(threads, 2) diffusion_step(const DiffusionStep call, int64_t units) {
     const int64_t index = *call.row;
     if (index < 0 || index >= call.rows) __trap();
     Image image;
@@ -202,7 +220,11 @@ const char* launch(const DiffusionStep& call, int64_t elements_a_thread, cudaStr
     constexpr int64_t most_blocks = 0x7FFFFFFF, most_rows = 65535;
     const dim3 grid(unsigned(blocks < most_blocks ? blocks : most_blocks),
                     unsigned(call.batch < most_rows ? call.batch : most_rows));
+#if defined(__CUDACC__)
     diffusion_step<T, reach><<<grid, threads, 0, stream>>>(call, units);
+#else
+    run_on_the_cpu(grid, threads, diffusion_step<T, reach>, call, units);
+#endif
     const cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
