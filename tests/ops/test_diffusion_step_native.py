@@ -32,7 +32,7 @@ class Case:
     draws: bool = True
     row_noise: float = 0.7
 
-    def operands(self) -> tuple[Tensor | None | bool, ...]:
+    def operands(self) -> tuple[Tensor | bool | None, ...]:
         generator = torch.Generator().manual_seed(sum(self.shape))
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
 
