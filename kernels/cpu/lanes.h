@@ -33,6 +33,7 @@ constexpr int64_t lanes = 16;
 #endif
 typedef float FloatRegister __attribute__((vector_size(FASTCOND_REGISTER_BYTES)));
 typedef int32_t IntRegister __attribute__((vector_size(FASTCOND_REGISTER_BYTES)));
+typedef uint64_t WideRegister __attribute__((vector_size(FASTCOND_REGISTER_BYTES)));
 #else
 #define FASTCOND_REGISTER_BYTES 4
 #define FASTCOND_EACH_REGISTER(...) for (int i = 0; i < lanes; ++i) { __VA_ARGS__; }

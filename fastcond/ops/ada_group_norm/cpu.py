@@ -75,7 +75,9 @@ def backward(
     A = torch.empty((batch, x.shape[1]))
     B = torch.empty_like(A)
     tensors, numbers = _call(x, operands, num_groups, silu, channels_last)
-    mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
+    if mean.dtype != torch.float32 or rstd.dtype != torch.float32:
+        mean, rstd = mean.float(), rstd.float()
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     addresses = (dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), A.data_ptr(), B.data_ptr())
     library.ada_group_norm_backward(tensors, numbers, *addresses)
     return dx if needed[0] else x.new_empty(0), *reference.operand_gradients(A, B, scale, shift, weight, bias, needed)

@@ -96,17 +96,19 @@ def operand_gradients(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dscale, dshift, dweight, dbias) from the two sums A and B, [B, C]; empty where `needed` (x's first) is False."""
-    dscale, dshift, dweight, dbias = (A.new_empty(0) for _ in range(4))
-    one_plus_scale = 1 if scale is None else 1 + scale.to(A.dtype)
+    gradients: list[Tensor | None] = [None] * 4
     if needed[1] and scale is not None:
         dscale = A if weight is None else weight.to(A.dtype) * A
-        dscale = (dscale if bias is None else dscale + bias.to(A.dtype) * B).to(scale.dtype, copy=dscale is A)
+        gradients[0] = (dscale if bias is None else dscale + bias.to(A.dtype) * B).to(scale.dtype)
     if needed[2] and shift is not None:
-        dshift = B.to(shift.dtype, copy=True)
-    if needed[3] and weight is not None:
-        dweight = (one_plus_scale * A).sum(dim=0).to(weight.dtype)
-    if needed[4] and bias is not None:
-        dbias = (one_plus_scale * B).sum(dim=0).to(bias.dtype)
+        gradients[1] = B.to(shift.dtype)
+    if weight is not None or bias is not None:
+        one_plus_scale = 1 if scale is None else 1 + scale.to(A.dtype)
+        if needed[3] and weight is not None:
+            gradients[2] = (one_plus_scale * A).sum(dim=0).to(weight.dtype)
+        if needed[4] and bias is not None:
+            gradients[3] = (one_plus_scale * B).sum(dim=0).to(bias.dtype)
+    dscale, dshift, dweight, dbias = (A.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return dscale, dshift, dweight, dbias
 
 

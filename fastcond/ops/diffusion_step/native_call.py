@@ -43,6 +43,10 @@ def native_call(
     stored = out_cond.dtype
     if stored not in _STORED or (out_uncond is not None and out_uncond.dtype != stored):
         stored = torch.float32
+    if memory_format == torch.contiguous_format:
+        channels_last, channels = 0, 1
+    else:
+        channels_last, channels = 1, x.shape[1]
     kept = (
         x,
         _readable(out_cond, stored, memory_format),
@@ -55,15 +59,14 @@ def native_call(
         x_next,
         x_0,
     )
-    batch, channels_last = x.shape[0], memory_format == torch.channels_last
-    channels = x.shape[1] if channels_last else 1
+    batch = x.shape[0]
     numbers = [
         batch,
         channels,
         x.numel() // (batch * channels),
         coefficients.shape[0],
         halves,
-        int(channels_last),
+        channels_last,
         int(draws_noise),
         _STORED[stored],
     ]
@@ -105,12 +108,18 @@ def _check(
 
 def _memory_format(*tensors: Tensor) -> torch.memory_format | None:
     """The memory format that all of them are in, or None."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return torch.contiguous_format
-    last = torch.channels_last
-    return last if all(tensor.dim() == 4 and tensor.is_contiguous(memory_format=last) for tensor in tensors) else None
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        for tensor in tensors:
+            # Only four dimensions may be asked about channels_last, and all tensors have as many.
+            if (tensor.dim() != 4 and memory_format is torch.channels_last) or not tensor.is_contiguous(memory_format=memory_format):
+                break
+        else:
+            return memory_format
+    return None
 
 
 def _readable(value: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
     """`value` itself where it is as wanted."""
+    if value.dtype == dtype and value.is_contiguous(memory_format=memory_format):
+        return value
     return value.to(dtype).contiguous(memory_format=memory_format)
