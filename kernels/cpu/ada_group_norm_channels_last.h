@@ -9,25 +9,28 @@
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
-constexpr int64_t block_elements = 65536;  // 256 KiB, which a second-level cache holds
+constexpr int64_t strip = 16;            // positions walked at once, each a stream of memory
 constexpr int64_t units_a_thread = 2;
+constexpr int64_t line_columns = 16;     // a block narrower than a cache line would read it twice
+constexpr int64_t few_columns = 64;      // narrower blocks make poor streams of memory
+constexpr int64_t kept_elements = 65536;  // of what a block keeps between its passes: 256 KiB
 
 // How an image is cut into blocks of `groups` groups, the last one perhaps smaller.
 struct Blocks {
     int64_t groups, count;
 };
 
-// As many columns as keep the block in a cache and every thread busy, but at least a cache line.
-inline Blocks blocks_of(const AdaGroupNorm& call) {
+// Whole rows, unless every thread is to have work or what is kept of a block is to stay in a cache.
+inline Blocks blocks_of(const AdaGroupNorm& call, bool keeps) {
     const int64_t width = call.channels / call.groups;
     int64_t aligned = 1;  // groups that fill whole tiles
     while (aligned * width % lanes) aligned *= 2;
     const int64_t wanted = (units_a_thread * call.threads + call.batch - 1) / call.batch;
-    const int64_t in_cache = block_elements / call.positions / width;
-    const int64_t a_line = (lanes + width - 1) / width;
-    const int64_t groups = larger(smaller(in_cache, (call.groups + wanted - 1) / wanted), a_line);
-    const int64_t whole = groups >= aligned ? groups / aligned * aligned : groups;
-    const int64_t of_block = smaller(whole, call.groups);
+    int64_t columns = (call.groups + wanted - 1) / wanted * width;
+    if (keeps) columns = smaller(columns, larger(kept_elements / call.positions, few_columns));
+    columns = larger(columns, line_columns);
+    const int64_t groups = (columns + width - 1) / width;
+    const int64_t of_block = smaller(groups >= aligned ? groups / aligned * aligned : groups, call.groups);
     return {of_block, (call.groups + of_block - 1) / of_block};
 }
 
@@ -87,28 +90,34 @@ FASTCOND_INLINE void store_tile(T* to, const Lanes& value, int64_t count) {
         store_lanes(to, value);
 }
 
-// Calls run(tile, first position, last position) for all tiles of rows_a_float positions, and then of the next ones.
+// Calls run(tile, first position, last position) for all tiles of a few positions between `begin` and `end`, and then of the
+// next ones: memory is walked nearly in its order, which is what hardware prefetches.
 template <typename Run>
-FASTCOND_INLINE void for_each_strip(const Block& block, int64_t positions, Run run) {
-    for (int64_t first = 0; first < positions; first += rows_a_float)
-        for (int64_t tile = 0; tile < block.tiles; ++tile) run(tile, first, smaller(positions, first + rows_a_float));
+FASTCOND_INLINE void for_each_strip(const Block& block, int64_t begin, int64_t end, Run run) {
+    for (int64_t first = begin; first < end; first += strip)
+        for (int64_t tile = 0; tile < block.tiles; ++tile) run(tile, first, smaller(end, first + strip));
 }
 
-// Adds `rows` positions to the mean (of the distance to the pivot) and the sum of squared distances to the mean of sixteen
-// columns that `before` positions have had: two passes over rows that lie in the first cache, then Chan's merge in double.
+FASTCOND_INLINE void add_to(float* partial, const Lanes& sums) { store_lanes(partial, load_lanes(partial) + sums); }
+
+// partial += the distances of some rows to the pivot.
+template <bool whole, typename T>
+FASTCOND_INLINE void sum_rows(const T* x, int64_t C, int64_t count, const Lanes& pivot, int64_t rows, float* partial) {
+    Lanes total = all_lanes(0.0f);
+    for (int64_t r = 0; r < rows; ++r) total = total + (load_tile<whole>(x + r * C, count) - pivot);
+    add_to(partial, total);
+}
+
+// Adds `rows` positions, whose distances to the pivot sum to `partial`, to the mean (of that distance) and the sum of squared
+// distances to the mean of sixteen columns that `before` positions have had: a second pass over rows that lie in the first
+// cache, then Chan's merge in double.
 template <bool whole, typename T>
 FASTCOND_INLINE void merge_rows(const T* x, int64_t C, int64_t count, const Lanes& pivot, int64_t before, int64_t rows,
-                                double* mean, double* squares) {
+                                float* partial, double* mean, double* squares) {
+    const Lanes centre = load_lanes(partial) * all_lanes(1.0f / float(rows));
     Lanes even = all_lanes(0.0f), odd = even;
     int64_t r = 0;
     for (; r + 2 <= rows; r += 2) {
-        even = even + (load_tile<whole>(x + r * C, count) - pivot);
-        odd = odd + (load_tile<whole>(x + (r + 1) * C, count) - pivot);
-    }
-    if (r < rows) even = even + (load_tile<whole>(x + r * C, count) - pivot);
-    const Lanes centre = (even + odd) * all_lanes(1.0f / float(rows));
-    even = all_lanes(0.0f), odd = even;
-    for (r = 0; r + 2 <= rows; r += 2) {
         const Lanes d0 = (load_tile<whole>(x + r * C, count) - pivot) - centre;
         const Lanes d1 = (load_tile<whole>(x + (r + 1) * C, count) - pivot) - centre;
         even = even + d0 * d0;
@@ -118,15 +127,16 @@ FASTCOND_INLINE void merge_rows(const T* x, int64_t C, int64_t count, const Lane
         const Lanes d = (load_tile<whole>(x + r * C, count) - pivot) - centre;
         even = even + d * d;
     }
-    float of_rows[lanes], squares_of_rows[lanes];
-    store_lanes(of_rows, centre);
+    float squares_of_rows[lanes];
+    store_lanes(partial, centre);
     store_lanes(squares_of_rows, even + odd);
     const double share = double(rows) / double(before + rows), weight = double(before) * share;
     for (int64_t lane = 0; lane < lanes; ++lane) {
-        const double delta = double(of_rows[lane]) - mean[lane];
+        const double delta = double(partial[lane]) - mean[lane];
         mean[lane] += delta * share;
         squares[lane] += double(squares_of_rows[lane]) + delta * delta * weight;
     }
+    store_lanes(partial, all_lanes(0.0f));
 }
 
 template <bool whole, bool silu_on, bool streams, typename T>
@@ -141,23 +151,34 @@ FASTCOND_INLINE void write_rows(const T* x, int64_t rows, const Lanes& pivot, co
 template <typename T, bool silu_on, bool streams>
 void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& forward, const Blocks& blocks, int64_t unit) {
     const int64_t C = call.channels, P = call.positions;
-    const Block block = block_of(call, blocks, unit, 4, 2, 0);
+    const Block block = block_of(call, blocks, unit, 5, 2, 0);
     const int64_t start = block.image * C * P + block.first_column;
     const T* x = static_cast<const T*>(call.x) + start;
     T* y = static_cast<T*>(forward.y) + start;
     float *pivot = block.row(0), *centre = block.row(1), *slope = block.row(2), *offset = block.row(3);
+    float* partial = block.row(4);
     double *mean = block.sum(0), *squares = block.sum(1);
     // Distances to one element: a constant group is exactly 0, and large means cost no digits.
     for (int64_t c = 0; c < block.columns; ++c) pivot[c] = load(x[c / block.width * block.width]);
-    for_each_strip(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
-        const int64_t column = tile * lanes, there = block.columns - column;
-        const T* in = x + first * C + column;
-        const Lanes pivots = load_lanes(pivot + column);
-        if (there >= lanes)
-            merge_rows<true>(in, C, lanes, pivots, first, last - first, mean + column, squares + column);
-        else
-            merge_rows<false>(in, C, there, pivots, first, last - first, mean + column, squares + column);
-    });
+    for (int64_t begin = 0; begin < P; begin += rows_a_float) {
+        const int64_t end = smaller(P, begin + rows_a_float);
+        for_each_strip(block, begin, end, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+            const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column;
+            const Lanes pivots = load_lanes(pivot + column);
+            if (there >= lanes)
+                sum_rows<true>(x + at, C, lanes, pivots, last - first, partial + column);
+            else
+                sum_rows<false>(x + at, C, there, pivots, last - first, partial + column);
+        });
+        for (int64_t column = 0; column < block.columns; column += lanes) {
+            const int64_t there = block.columns - column, at = begin * C + column, rows = end - begin;
+            const Lanes pivots = load_lanes(pivot + column);
+            if (there >= lanes)
+                merge_rows<true>(x + at, C, lanes, pivots, begin, rows, partial + column, mean + column, squares + column);
+            else
+                merge_rows<false>(x + at, C, there, pivots, begin, rows, partial + column, mean + column, squares + column);
+        }
+    }
     for (int64_t g = 0; g < block.groups; ++g) {
         const double of_group = sum_group(block, mean, g) / double(block.width);
         double total = sum_group(block, squares, g);
@@ -174,7 +195,7 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
             offset[c] = a.offset;
         }
     }
-    for_each_strip(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+    for_each_strip(block, 0, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
         const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column;
         const Lanes pivots = load_lanes(pivot + column), centres = load_lanes(centre + column);
         const Lanes slopes = load_lanes(slope + column), offsets = load_lanes(offset + column);
@@ -186,6 +207,14 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
     if (streams) end_streams();
 }
 
+// Adds a row of float32 sums to its double row, and empties it.
+FASTCOND_INLINE void fold_row(const Block& block, float* partial, double* sums) {
+    for (int64_t column = 0; column < block.columns; column += lanes) {
+        add(sums + column, load_lanes(partial + column));
+        store_lanes(partial + column, all_lanes(0.0f));
+    }
+}
+
 // What a tile's columns need in the backward's first pass.
 struct Columns {
     Lanes mean, left_out, rstd, gain, offset;
@@ -194,7 +223,7 @@ struct Columns {
 // du of some rows is kept; A += du xh, B += du.
 template <bool whole, bool silu_on, typename T>
 FASTCOND_INLINE void reduce_rows(const T* x, const T* dy, int64_t C, int64_t count, const Columns& of, int64_t rows,
-                                 float* packed, double* A, double* B) {
+                                 float* packed, float* A, float* B) {
     Lanes a = all_lanes(0.0f), b = a;
     for (int64_t r = 0; r < rows; ++r) {
         const Lanes xh = ((load_tile<whole>(x + r * C, count) - of.mean) - of.left_out) * of.rstd;
@@ -203,8 +232,8 @@ FASTCOND_INLINE void reduce_rows(const T* x, const T* dy, int64_t C, int64_t cou
         a = a + du * xh;
         b = b + du;
     }
-    add(A, a);
-    add(B, b);
+    add_to(A, a);
+    add_to(B, b);
 }
 
 // dx = rstd (w du - m2 - xh m1), of_du = rstd w, constant = rstd m2, of_xh = rstd m1.
@@ -221,7 +250,7 @@ template <typename T, bool silu_on, bool streams>
 void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, const Blocks& blocks,
                             int64_t unit) {
     const int64_t C = call.channels, P = call.positions;
-    const Block block = block_of(call, blocks, unit, 8, 2, 1);
+    const Block block = block_of(call, blocks, unit, 10, 2, 1);
     const int64_t start = block.image * C * P + block.first_column;
     const T* x = static_cast<const T*>(call.x) + start;
     const T* dy = static_cast<const T*>(backward.dy) + start;
@@ -229,6 +258,7 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
     const double count = double(block.width * P);
     float *mean = block.row(0), *left_out = block.row(1), *rstd = block.row(2), *gain = block.row(3);
     float *offset = block.row(4), *of_du = block.row(5), *constant = block.row(6), *of_xh = block.row(7);
+    float *partial_A = block.row(8), *partial_B = block.row(9);
     double *A = block.sum(0), *B = block.sum(1);
     for (int64_t c = 0; c < block.columns; ++c) {
         const int64_t group = block.image * call.groups + block.first_group + c / block.width;
@@ -243,15 +273,22 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
         return Columns{load_lanes(mean + column), load_lanes(left_out + column), load_lanes(rstd + column),
                        load_lanes(gain + column), load_lanes(offset + column)};
     };
-    for_each_strip(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
-        const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column, rows = last - first;
-        float* du = block.packed + (tile * P + first) * lanes;
-        const Columns of = columns_of(column);
-        if (there >= lanes)
-            reduce_rows<true, silu_on>(x + at, dy + at, C, lanes, of, rows, du, A + column, B + column);
-        else
-            reduce_rows<false, silu_on>(x + at, dy + at, C, there, of, rows, du, A + column, B + column);
-    });
+    for (int64_t begin = 0; begin < P; begin += rows_a_float) {
+        const int64_t end = smaller(P, begin + rows_a_float);
+        for_each_strip(block, begin, end, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+            const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column;
+            const int64_t rows = last - first;
+            float* du = block.packed + (tile * P + first) * lanes;
+            float *to_A = partial_A + column, *to_B = partial_B + column;
+            const Columns of = columns_of(column);
+            if (there >= lanes)
+                reduce_rows<true, silu_on>(x + at, dy + at, C, lanes, of, rows, du, to_A, to_B);
+            else
+                reduce_rows<false, silu_on>(x + at, dy + at, C, there, of, rows, du, to_A, to_B);
+        });
+        fold_row(block, partial_A, A);
+        fold_row(block, partial_B, B);
+    }
     for (int64_t g = 0; g < block.groups; ++g) {
         double m1 = 0.0, m2 = 0.0;
         for (int64_t c = g * block.width; c < (g + 1) * block.width; ++c) {
@@ -265,7 +302,7 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
         fill_group(block, of_xh, g, float(of_group * m1 / count));
         fill_group(block, constant, g, float(of_group * m2 / count));
     }
-    for_each_strip(block, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
+    for_each_strip(block, 0, P, [&](int64_t tile, int64_t first, int64_t last) FASTCOND_INLINE_LAMBDA {
         const int64_t column = tile * lanes, there = block.columns - column, at = first * C + column, rows = last - first;
         const float* du = block.packed + (tile * P + first) * lanes;
         const Columns of = columns_of(column);

@@ -33,11 +33,13 @@ InstructionSet best() {
 InstructionSet chosen = best();
 
 int64_t find_largest_cache() {
+    // Some processors report the sum of caches of which a core reaches one, so no more than a usual one is believed.
+    constexpr int64_t usual = int64_t{32} << 20;
 #if defined(_SC_LEVEL3_CACHE_SIZE)
     for (int level : {_SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
-        if (const long bytes = sysconf(level); bytes > 0) return bytes;
+        if (const long bytes = sysconf(level); bytes > 0) return bytes < usual ? bytes : usual;
 #endif
-    return int64_t{32} << 20;
+    return usual;
 }
 
 int64_t cache = find_largest_cache();
