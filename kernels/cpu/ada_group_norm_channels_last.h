@@ -142,10 +142,18 @@ FASTCOND_INLINE void merge_rows(const T* x, int64_t C, int64_t count, const Lane
 template <bool whole, bool silu_on, bool streams, typename T>
 FASTCOND_INLINE void write_rows(const T* x, int64_t rows, const Lanes& pivot, const Lanes& centre, const Lanes& slope,
                                 const Lanes& offset, T* y, int64_t C, int64_t count) {
-    for (int64_t r = 0; r < rows; ++r) {
-        const Lanes u = ((load_tile<whole>(x + r * C, count) - pivot) - centre) * slope + offset;
-        store_tile<whole, streams>(y + r * C, activate<silu_on>(u), count);
+    const auto u = [&](int64_t r) FASTCOND_INLINE_LAMBDA {
+        return ((load_tile<whole>(x + r * C, count) - pivot) - centre) * slope + offset;
+    };
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        const FourLanes four = activate<silu_on>(FourLanes{{u(r), u(r + 1), u(r + 2), u(r + 3)}});
+        store_tile<whole, streams>(y + r * C, four.of[0], count);
+        store_tile<whole, streams>(y + (r + 1) * C, four.of[1], count);
+        store_tile<whole, streams>(y + (r + 2) * C, four.of[2], count);
+        store_tile<whole, streams>(y + (r + 3) * C, four.of[3], count);
     }
+    for (; r < rows; ++r) store_tile<whole, streams>(y + r * C, activate<silu_on>(u(r)), count);
 }
 
 template <typename T, bool silu_on, bool streams>
@@ -225,7 +233,24 @@ template <bool whole, bool silu_on, typename T>
 FASTCOND_INLINE void reduce_rows(const T* x, const T* dy, int64_t C, int64_t count, const Columns& of, int64_t rows,
                                  float* packed, float* A, float* B) {
     Lanes a = all_lanes(0.0f), b = a;
-    for (int64_t r = 0; r < rows; ++r) {
+    const auto normalised = [&](int64_t r) FASTCOND_INLINE_LAMBDA {
+        return ((load_tile<whole>(x + r * C, count) - of.mean) - of.left_out) * of.rstd;
+    };
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        const FourLanes xh{{normalised(r), normalised(r + 1), normalised(r + 2), normalised(r + 3)}};
+        const FourLanes upstream{{load_tile<whole>(dy + r * C, count), load_tile<whole>(dy + (r + 1) * C, count),
+                                  load_tile<whole>(dy + (r + 2) * C, count), load_tile<whole>(dy + (r + 3) * C, count)}};
+        const FourLanes du = through_activation<silu_on>(upstream, xh * of.gain + of.offset);
+        store_lanes(packed + r * lanes, du.of[0]);
+        store_lanes(packed + (r + 1) * lanes, du.of[1]);
+        store_lanes(packed + (r + 2) * lanes, du.of[2]);
+        store_lanes(packed + (r + 3) * lanes, du.of[3]);
+        const FourLanes products = du * xh;
+        a = a + ((products.of[0] + products.of[1]) + (products.of[2] + products.of[3]));
+        b = b + ((du.of[0] + du.of[1]) + (du.of[2] + du.of[3]));
+    }
+    for (; r < rows; ++r) {
         const Lanes xh = ((load_tile<whole>(x + r * C, count) - of.mean) - of.left_out) * of.rstd;
         const Lanes du = through_activation<silu_on>(load_tile<whole>(dy + r * C, count), xh * of.gain + of.offset);
         store_lanes(packed + r * lanes, du);

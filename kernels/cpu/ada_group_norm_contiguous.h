@@ -58,17 +58,26 @@ FASTCOND_INLINE double sum(int64_t count, Value value) {
     return sum_of(totals);
 }
 
-// Writes value(at) to out for i < count.
-template <bool streams, typename T, typename Value>
+// Writes act(value(at)) to out for i < count.
+template <bool silu_on, bool streams, typename T, typename Value>
 FASTCOND_INLINE void write(int64_t count, T* out, Value value) {
-    int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
-        if (streams)
-            stream_lanes(out + i, value(Whole{i}));
+    const auto put = [&](int64_t i, const Lanes& y) FASTCOND_INLINE_LAMBDA {
+        if constexpr (streams)
+            stream_lanes(out + i, y);
         else
-            store_lanes(out + i, value(Whole{i}));
+            store_lanes(out + i, y);
+    };
+    int64_t i = 0;
+    for (; i + 4 * lanes <= count; i += 4 * lanes) {
+        const FourLanes u{{value(Whole{i}), value(Whole{i + lanes}), value(Whole{i + 2 * lanes}), value(Whole{i + 3 * lanes})}};
+        const FourLanes y = activate<silu_on>(u);
+        put(i, y.of[0]);
+        put(i + lanes, y.of[1]);
+        put(i + 2 * lanes, y.of[2]);
+        put(i + 3 * lanes, y.of[3]);
     }
-    if (i < count) store_lanes(out + i, value(Part{i, count - i}), count - i);
+    for (; i + lanes <= count; i += lanes) put(i, activate<silu_on>(value(Whole{i})));
+    if (i < count) store_lanes(out + i, activate<silu_on>(value(Part{i, count - i})), count - i);
 }
 
 template <typename T, bool silu_on, bool streams>
@@ -93,8 +102,8 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
         const Affine a = affine(call, image, group * width + c);
         const Lanes slope = all_lanes(rstd * a.gain), offset = all_lanes(a.offset);
         const T* in = x + c * P;
-        write<streams>(P, y + c * P, [=](auto at) FASTCOND_INLINE_LAMBDA {
-            return activate<silu_on>(((at(in) - pivots) - centres) * slope + offset);
+        write<silu_on, streams>(P, y + c * P, [=](auto at) FASTCOND_INLINE_LAMBDA {
+            return ((at(in) - pivots) - centres) * slope + offset;
         });
     }
     if (streams) end_streams();
@@ -110,33 +119,37 @@ template <bool silu_on, typename T>
 FASTCOND_INLINE ChannelSums reduce_channel(const T* x, const T* dy, float* du, int64_t P, const Lanes& mean,
                                            const Lanes& left_out, const Lanes& rstd, Affine affine) {
     const Lanes gain = all_lanes(affine.gain), offset = all_lanes(affine.offset);
+    const auto normalised = [&](int64_t i) FASTCOND_INLINE_LAMBDA {
+        return ((load_lanes(x + i) - mean) - left_out) * rstd;
+    };
     Totals A = {}, B = {};
     int64_t i = 0;
     while (i < P) {
-        Lanes a0 = all_lanes(0.0f), b0 = a0, a1 = a0, b1 = a0;
+        Lanes a = all_lanes(0.0f), b = a;
         const int64_t stop = smaller(P, i + rows_a_float * lanes);
-        for (; i + 2 * lanes <= stop; i += 2 * lanes) {
-            const Lanes xh0 = ((load_lanes(x + i) - mean) - left_out) * rstd;
-            const Lanes xh1 = ((load_lanes(x + i + lanes) - mean) - left_out) * rstd;
-            const Lanes du0 = through_activation<silu_on>(load_lanes(dy + i), xh0 * gain + offset);
-            const Lanes du1 = through_activation<silu_on>(load_lanes(dy + i + lanes), xh1 * gain + offset);
-            store_lanes(du + i, du0);
-            store_lanes(du + i + lanes, du1);
-            a0 = a0 + du0 * xh0;
-            a1 = a1 + du1 * xh1;
-            b0 = b0 + du0;
-            b1 = b1 + du1;
+        for (; i + 4 * lanes <= stop; i += 4 * lanes) {
+            const FourLanes xh{{normalised(i), normalised(i + lanes), normalised(i + 2 * lanes), normalised(i + 3 * lanes)}};
+            const FourLanes upstream{{load_lanes(dy + i), load_lanes(dy + i + lanes), load_lanes(dy + i + 2 * lanes),
+                                      load_lanes(dy + i + 3 * lanes)}};
+            const FourLanes of_four = through_activation<silu_on>(upstream, xh * gain + offset);
+            store_lanes(du + i, of_four.of[0]);
+            store_lanes(du + i + lanes, of_four.of[1]);
+            store_lanes(du + i + 2 * lanes, of_four.of[2]);
+            store_lanes(du + i + 3 * lanes, of_four.of[3]);
+            const FourLanes products = of_four * xh;
+            a = a + ((products.of[0] + products.of[1]) + (products.of[2] + products.of[3]));
+            b = b + ((of_four.of[0] + of_four.of[1]) + (of_four.of[2] + of_four.of[3]));
         }
         for (; i < stop; i += lanes) {
             const Part part{i, smaller(lanes, stop - i)};
             const Lanes xh = ((part(x) - mean) - left_out) * rstd;
             const Lanes of_part = through_activation<silu_on>(part(dy), xh * gain + offset);
             store_lanes(du + i, of_part, part.count);
-            a0 = a0 + part.only(of_part * xh);
-            b0 = b0 + part.only(of_part);
+            a = a + part.only(of_part * xh);
+            b = b + part.only(of_part);
         }
-        add(A.lane, a0 + a1);
-        add(B.lane, b0 + b1);
+        add(A.lane, a);
+        add(B.lane, b);
     }
     return {sum_of(A), sum_of(B)};
 }
@@ -171,7 +184,7 @@ void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& b
         const Lanes of_du = all_lanes(rstd * affine(call, image, group * width + c).gain);
         const T* in = x + c * P;
         const float* du_c = du + c * P;
-        write<streams>(P, dx + c * P, [=](auto at) FASTCOND_INLINE_LAMBDA {
+        write<false, streams>(P, dx + c * P, [=](auto at) FASTCOND_INLINE_LAMBDA {
             return (of_du * at(du_c) - constant) - ((at(in) - mean) - left_out) * rstds * of_xh;
         });
     }

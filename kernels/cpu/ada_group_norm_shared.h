@@ -57,15 +57,16 @@ FASTCOND_INLINE void keep_mean(const AdaGroupNorm& call, float* mean, int64_t gr
     mean[call.batch * call.groups + group_of_batch] = (pivot - rounded) + centre;
 }
 
-template <bool silu_on>
-FASTCOND_INLINE Lanes activate(const Lanes& u) {
+// Of Lanes or FourLanes.
+template <bool silu_on, typename V>
+FASTCOND_INLINE V activate(const V& u) {
     if constexpr (silu_on) return silu(u);
     return u;
 }
 
 // dy times the activation's slope at u.
-template <bool silu_on>
-FASTCOND_INLINE Lanes through_activation(const Lanes& dy, const Lanes& u) {
+template <bool silu_on, typename V>
+FASTCOND_INLINE V through_activation(const V& dy, const V& u) {
     if constexpr (silu_on) return dy * silu_slope(u);
     return dy;
 }

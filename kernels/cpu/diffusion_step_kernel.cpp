@@ -83,15 +83,27 @@ int64_t positions_of_a_tile(const DiffusionStep& call) {
     return 4 * row_counters - (call.positions % 4 == 0 ? 0 : 4);
 }
 
-// Elements of a tile in memory order, `channels` of them a position; z has a logical row of normals a channel.
+// The noise of a tile in memory order, `channels` of them a position.
 void draw_channels(const DiffusionStep& call, const Image& image, int64_t position, int64_t positions, int64_t channel,
                    int64_t channels, float* z) {
+    float normal[row_channels][4 * row_counters];
+    int64_t skipped[row_channels];  // normals of the first counter that belong to the position before
     for (int64_t c = 0; c < channels; ++c) {
         const int64_t element = (channel + c) * call.positions + position;
-        float normal[4 * row_counters];
-        draw_normals<row_counters>(image.key, uint32_t(element / 4), normal);
-        for (int64_t p = 0; p < positions; ++p) z[p * channels + c] = normal[element % 4 + p];
+        draw_normals<row_counters>(image.key, uint32_t(element / 4), normal[c]);
+        skipped[c] = element % 4;
     }
+    if (channels == 3) {  // colours: with three known, the compiler merges the rows by shuffles
+        const float *red = normal[0] + skipped[0], *green = normal[1] + skipped[1], *blue = normal[2] + skipped[2];
+        for (int64_t p = 0; p < positions; ++p) {
+            z[3 * p] = red[p];
+            z[3 * p + 1] = green[p];
+            z[3 * p + 2] = blue[p];
+        }
+        return;
+    }
+    for (int64_t c = 0; c < channels; ++c)
+        for (int64_t p = 0; p < positions; ++p) z[p * channels + c] = normal[c][skipped[c] + p];
 }
 
 void advance_channels_last(const DiffusionStep& call, const StepRow& row, Advance advance, bool draws, int64_t image_index,

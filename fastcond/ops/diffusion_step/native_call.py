@@ -86,16 +86,16 @@ def _check(
     x_0: Tensor,
 ) -> int:
     """The kernel reads addresses: what it is given must be as large as it believes, whoever calls the op. Returns halves."""
-    shape = x.shape
+    shape, float32 = x.shape, torch.float32
     for value in (out_cond, out_uncond, history, x_0):
         if value is not None and value.shape != shape:
             raise ValueError(f"an operand of diffusion_step is {list(value.shape)}; x's shape {list(shape)} is needed")
     for value in (x, history, coefficients, guidance, x_next, x_0):
-        if value is not None and value.dtype != torch.float32:
+        if value is not None and value.dtype != float32:
             raise ValueError(f"an operand of diffusion_step is {value.dtype} {list(value.shape)}; float32 is needed")
     batch = shape[0] if shape else 0
     halves = 1 if x_next.shape == shape else 2
-    if x_next.shape[:1] != (halves * batch,) or x_next.shape[1:] != shape[1:]:
+    if halves == 2 and x_next.shape != (2 * batch, *shape[1:]):
         raise ValueError(f"x_next is {list(x_next.shape)}; x's shape {list(shape)} or twice its batch is needed")
     if coefficients.dim() != 2 or coefficients.shape[1] != 8 or row.dtype != torch.int64 or row.numel() != 1:
         raise ValueError(f"coefficients, row are {list(coefficients.shape)}, {list(row.shape)}; [N, 8] and int64 [1] are needed")
