@@ -15,7 +15,7 @@ constexpr int64_t tile_counters = 64;
 constexpr int64_t tile_elements = 4 * tile_counters;
 // channels_last: positions and channels of a tile. A row of counters covers the positions of one channel; where an image
 // has channels that do not begin with a counter, up to three of its normals belong to the neighbours.
-constexpr int64_t row_counters = 16;
+constexpr int64_t row_counters = 32;
 constexpr int64_t row_channels = 16;
 // Fewer elements are done before a second thread has woken up.
 constexpr int64_t noisy_elements_worth_a_thread = 4096;

@@ -89,23 +89,41 @@ FASTCOND_INLINE void store_pairs(uint32_t* to, const WideLanes& a, const WideLan
 }
 
 template <int64_t counters>
+FASTCOND_INLINE void store_words(const EightCounters& state, NormalWords<counters>& words, int64_t counter) {
+    store_pairs(words.radius + 2 * counter, state.c0, state.c2);
+    store_pairs(words.angle + 2 * counter, state.c1, state.c3);
+}
+
+template <int64_t counters>
 FASTCOND_INLINE void draw_normal_words(const NoiseKey& key, uint32_t first_counter, NormalWords<counters>& words) {
-    static_assert(counters % 16 == 0);
-    for (int64_t i = 0; i < counters; i += 16) {
-        // Two at a time, because a round waits for its products.
-        EightCounters even = eight_counters(key, first_counter + uint32_t(i));
-        EightCounters odd = eight_counters(key, first_counter + uint32_t(i) + 8);
+    // A round waits for its products. Where one register holds eight counters, four of them take turns.
+    constexpr int64_t at_once = registers == 1 ? 32 : 8;
+    static_assert(counters % at_once == 0);
+    for (int64_t i = 0; i < counters; i += at_once) {
+        const uint32_t first = first_counter + uint32_t(i);
         uint32_t key0 = key.image_index, key1 = key.run_seed;
+        EightCounters a = eight_counters(key, first), b = a, c = a, d = a;
+        if constexpr (registers == 1) {
+            b = eight_counters(key, first + 8);
+            c = eight_counters(key, first + 16);
+            d = eight_counters(key, first + 24);
+        }
         for (int round = 0; round < 10; ++round) {
-            advance(even, key0, key1);
-            advance(odd, key0, key1);
+            advance(a, key0, key1);
+            if constexpr (registers == 1) {
+                advance(b, key0, key1);
+                advance(c, key0, key1);
+                advance(d, key0, key1);
+            }
             key0 += 0x9E3779B9u;
             key1 += 0xBB67AE85u;
         }
-        store_pairs(words.radius + 2 * i, even.c0, even.c2);
-        store_pairs(words.angle + 2 * i, even.c1, even.c3);
-        store_pairs(words.radius + 2 * i + 16, odd.c0, odd.c2);
-        store_pairs(words.angle + 2 * i + 16, odd.c1, odd.c3);
+        store_words(a, words, i);
+        if constexpr (registers == 1) {
+            store_words(b, words, i + 8);
+            store_words(c, words, i + 16);
+            store_words(d, words, i + 24);
+        }
     }
 }
 #else

@@ -1,7 +1,8 @@
 // The philox op's loops, compiled once for each instruction set (FASTCOND_ISA names it).
-#include "philox.h"
+#include <cstring>
 
 #include "noise.h"
+#include "philox.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
@@ -22,7 +23,7 @@ void draw_tile(const NoiseKey& key, uint32_t first_counter, int64_t* out, int64_
 void draw_tile(const NoiseKey& key, uint32_t first_counter, float* out, int64_t wanted) {
     float normal[elements];
     draw_normals<counters>(key, first_counter, normal);
-    for (int64_t e = 0; e < wanted; ++e) out[e] = normal[e];
+    std::memcpy(out, normal, size_t(wanted) * sizeof(float));
 }
 
 template <typename Element>

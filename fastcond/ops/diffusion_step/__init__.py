@@ -76,7 +76,7 @@ def diffusion_step(
     if seeds.dtype != torch.int64 or seeds.shape != (batch, 2):
         raise ValueError(f"seeds is {seeds.dtype} {list(seeds.shape)}; int64 [{batch}, 2] is needed")
     device = x.device
-    for name, value in (
+    for name, operand in (
         ("out_cond", out_cond),
         ("out_uncond", out_uncond),
         ("table.coefficients", table.coefficients),
@@ -87,8 +87,8 @@ def diffusion_step(
         ("out", out),
         ("out_x_0", out_x_0),
     ):
-        if isinstance(value, Tensor) and value.device != device:
-            raise ValueError(f"{name} is on {value.device} and x on {device}; move it there")
+        if isinstance(operand, Tensor) and operand.device != device:
+            raise ValueError(f"{name} is on {operand.device} and x on {device}; move it there")
     if table.keeps_history:
         if history is None:
             raise ValueError("this sampler reads the x_0 of the row before; pass it as history (zeros at row 0)")

@@ -111,7 +111,9 @@ def _memory_format(*tensors: Tensor) -> torch.memory_format | None:
     for memory_format in (torch.contiguous_format, torch.channels_last):
         for tensor in tensors:
             # Only four dimensions may be asked about channels_last, and all tensors have as many.
-            if (tensor.dim() != 4 and memory_format is torch.channels_last) or not tensor.is_contiguous(memory_format=memory_format):
+            if (tensor.dim() != 4 and memory_format is torch.channels_last) or not tensor.is_contiguous(
+                memory_format=memory_format
+            ):
                 break
         else:
             return memory_format
