@@ -8,13 +8,21 @@
 
 #include <array>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "cpu/ada_group_norm.h"
+#include "cpu/diffusion_step.h"
 #include "cpu/instruction_set.h"
 #include "cpu/philox.h"
+#if defined(FASTCOND_CUDA)
+#include "cuda/diffusion_step.h"
+#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
+using fastcond::DiffusionStep;
+using fastcond::Stored;
 using fastcond::cpu::AdaGroupNorm;
 using fastcond::cpu::Draw;
 
@@ -29,11 +37,11 @@ void draw(Address seeds, uint32_t step, Address out, int64_t images, int64_t cou
 }
 
 // What both directions of AdaGN are told: [x, scale, shift, weight, bias] as addresses, 0 for none, and
-// [scale's row stride, shift's row stride, B, C, G, positions, silu, channels_last, bfloat16, threads].
+// [scale's row stride, shift's row stride, B, C, G, positions, silu, channels_last, stored, threads].
 AdaGroupNorm norm_call(const std::array<Address, 5>& tensors, const std::array<int64_t, 10>& n) {
     const auto floats = [&](int i) { return reinterpret_cast<const float*>(tensors[i]); };
     return {reinterpret_cast<const void*>(tensors[0]), floats(1), floats(2), floats(3), floats(4), n[0], n[1],
-            n[2], n[3], n[4], n[5], n[6] != 0, n[7] != 0, n[8] != 0, int(n[9])};
+            n[2], n[3], n[4], n[5], n[6] != 0, n[7] != 0, Stored(n[8]), int(n[9]), false};
 }
 
 void norm_forward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbers, float eps, Address y, Address mean,
@@ -51,6 +59,32 @@ void norm_backward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbe
          reinterpret_cast<void*>(dx), reinterpret_cast<float*>(A), reinterpret_cast<float*>(B)});
 }
 
+// Tensors as in DiffusionStep's fields, 0 for none, and [B, C, positions, rows, halves, channels_last, draws_noise, stored].
+DiffusionStep step_call(const std::array<Address, 10>& tensors, const std::array<int64_t, 8>& n) {
+    const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    const auto integers = [&](int i) { return reinterpret_cast<const int64_t*>(tensors[i]); };
+    const auto any = [&](int i) { return reinterpret_cast<const void*>(tensors[i]); };
+    return {floats(0), any(1), any(2), floats(3), floats(4), integers(5), floats(6), integers(7), floats(8), floats(9),
+            n[0], n[1], n[2], n[3], n[4], n[5] != 0, n[6] != 0, Stored(n[7])};
+}
+
+bool step(std::array<Address, 10> tensors, std::array<int64_t, 8> numbers, int threads) {
+    const DiffusionStep call = step_call(tensors, numbers);
+    if (!fastcond::cpu::buffers_are_separate(call)) return false;
+    fastcond::cpu::diffusion_step(call, threads);
+    return true;
+}
+
+#if defined(FASTCOND_CUDA)
+bool step_cuda(std::array<Address, 10> tensors, std::array<int64_t, 8> numbers, Address stream) {
+    const DiffusionStep call = step_call(tensors, numbers);
+    if (!fastcond::cpu::buffers_are_separate(call)) return false;
+    if (const char* error = fastcond_diffusion_step_cuda(&call, reinterpret_cast<void*>(stream)))
+        throw std::runtime_error(std::string("diffusion_step could not be launched: ") + error);
+    return true;
+}
+#endif
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -65,6 +99,13 @@ NB_MODULE(_native, module) {
                nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
     module.def("ada_group_norm_backward", &norm_backward, "tensors"_a, "numbers"_a, "dy"_a, "mean"_a, "rstd"_a,
                "dx"_a, "A"_a, "B"_a, nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
+    module.def("diffusion_step", &step, "tensors"_a, "numbers"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "arguments as in step_call; False, with nothing done, where buffers overlap otherwise than element for element");
+#if defined(FASTCOND_CUDA)
+    module.def("diffusion_step_cuda", &step_cuda, "tensors"_a, "numbers"_a, "stream"_a, "diffusion_step on the GPU");
+#endif
     module.def("instruction_sets", &fastcond::cpu::instruction_sets, "what this processor can run, the best last");
     module.def("use_instruction_set", &fastcond::cpu::use_instruction_set, "name"_a, "for tests: run another build");
+    module.def("use_largest_cache", &fastcond::cpu::use_largest_cache, "bytes"_a, "for tests: what counts as large");
+    module.def("largest_cache", &fastcond::cpu::largest_cache, "bytes; larger results are stored past the caches");
 }

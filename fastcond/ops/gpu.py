@@ -1,4 +1,7 @@
-"""The Triton launchers, imported when a GPU first asks for them: importing Triton takes longer than a CPU user should wait."""
+"""The Triton launchers, imported when a GPU first asks for them: importing Triton takes longer than a CPU user should wait.
+
+Triton launches on the current device, so the registrations that call a launcher make its tensors' device the current one.
+"""
 
 from __future__ import annotations
 

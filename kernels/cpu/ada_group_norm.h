@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "fastcond/simd.h"
+
 namespace fastcond::cpu {
 
 // One call. Pointers that a call does not have are null: scale, shift [B, C] by rows of their own stride, weight, bias [C].
@@ -20,27 +22,28 @@ struct AdaGroupNorm {
     int64_t positions;
     bool silu;
     bool channels_last;
-    bool bfloat16;  // x, y, dy and dx; all else is float32
+    Stored stored;  // x, y, dy and dx; all else is float32
     int threads;
+    bool streams = false;  // results go past the caches, which could not hold them
 };
 
 struct AdaGroupNormForward {
     float eps;
     void* y;
-    float* mean;  // [B, G]
+    float* mean;  // [2, B, G], the mean and what its rounding left out
     float* rstd;  // [B, G]
 };
 
 struct AdaGroupNormBackward {
     const void* dy;
-    const float* mean;
-    const float* rstd;
+    const float* mean;  // [2, B, G]
+    const float* rstd;  // [B, G]
     void* dx;
     float* A;  // [B, C], sum over positions of du xh
     float* B;  // [B, C], sum over positions of du
 };
 
-void ada_group_norm(const AdaGroupNorm& call, const AdaGroupNormForward& forward);
-void ada_group_norm_backward(const AdaGroupNorm& call, const AdaGroupNormBackward& backward);
+void ada_group_norm(AdaGroupNorm call, const AdaGroupNormForward& forward);
+void ada_group_norm_backward(AdaGroupNorm call, const AdaGroupNormBackward& backward);
 
 }  // namespace fastcond::cpu

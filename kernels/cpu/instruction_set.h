@@ -2,6 +2,7 @@
 // each into a namespace of its own, and one is chosen when the library is loaded.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -18,10 +19,17 @@ std::vector<std::string> instruction_sets();
 // For tests: run another build. Throws std::invalid_argument for a name that is not among instruction_sets().
 void use_instruction_set(const std::string& name);
 
+// Bytes of the processor's last cache: larger results are stored past the caches.
+int64_t largest_cache();
+
+// For tests: believe in another size.
+void use_largest_cache(int64_t bytes);
+
 }  // namespace fastcond::cpu
 
-// Calls the chosen build of `function`.
+// Declares a kernel's builds, and calls the chosen build of `function`.
 #if defined(FASTCOND_X86)
+#define FASTCOND_FOR_EACH_INSTRUCTION_SET(declare) declare(baseline) declare(avx2) declare(avx512)
 #define FASTCOND_DISPATCH(function, ...)                                                    \
     switch (::fastcond::cpu::instruction_set()) {                                           \
         case ::fastcond::cpu::InstructionSet::avx512: return avx512::function(__VA_ARGS__); \
@@ -29,5 +37,6 @@ void use_instruction_set(const std::string& name);
         default: return baseline::function(__VA_ARGS__);                                    \
     }
 #else
+#define FASTCOND_FOR_EACH_INSTRUCTION_SET(declare) declare(baseline)
 #define FASTCOND_DISPATCH(function, ...) return baseline::function(__VA_ARGS__);
 #endif

@@ -23,11 +23,12 @@ CASES = [
     Case((2, 7, 1, 1), 7, conditioning="none"),
     Case((5, 66, 13, 3), 2, conditioning="none", affine=False),
     Case((1, 64, 64, 65), 2),
+    Case((1, 96, 33, 31), 32),
 ]
 VARIANTS = [
     replace(case, dtype=dtype, channels_last=last)
     for case in CASES
-    for dtype in (torch.float32, torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
     for last in (False, True)
 ]
 
@@ -57,6 +58,18 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(case: Case) 
                 assert all(torch.equal(a, b) for a, b in zip(alone, bits(case), strict=True)), (name, threads)
     finally:
         torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize("case", VARIANTS, ids=str)
+def test_results_past_the_caches_have_the_same_bits(case: Case) -> None:
+    expected, cache = bits(case), native.native.largest_cache()
+    try:
+        native.native.use_largest_cache(0)
+        for name in SETS:
+            native.native.use_instruction_set(name)
+            assert all(torch.equal(a, b) for a, b in zip(bits(case), expected, strict=True)), name
+    finally:
+        native.native.use_largest_cache(cache)
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -96,6 +96,21 @@ def test_native_normals_are_close_to_the_reference(images: int, shape: tuple[int
     torch.testing.assert_close(normals, expected, **NORMALS)
 
 
+@needs_native
+def test_every_instruction_set_gives_the_same_normals() -> None:
+    library = native.native
+    assert library is not None
+    drawn = []
+    try:
+        for name in library.instruction_sets():
+            library.use_instruction_set(name)
+            drawn.append((philox_bits(seeds_of(9), 3001), philox_normal(seeds_of(9), (3, 7, 143), step=5)))
+    finally:
+        library.use_instruction_set(library.instruction_sets()[-1])
+    for words, normals in drawn[1:]:
+        assert torch.equal(words, drawn[0][0]) and torch.equal(normals, drawn[0][1])
+
+
 def test_reference_uniforms_round_as_float32() -> None:
     """The definition says float32(word): int64 -> float32 must round once, to nearest even."""
     words = torch.tensor([0, 1, 2**24 + 1, 2**24 + 3, 2**31 + 128, 2**31 + 384, LARGEST - 127, LARGEST - 128, LARGEST])

@@ -1,17 +1,18 @@
 """The native CPU kernel's launchers.
 
-fp16 is widened for the kernel and other strides are made dense; fp64, and all where there is no library, runs the reference.
+fp64, and all where there is no library, runs the reference; strides other than the two memory formats are made dense.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcond.ops import native
 from fastcond.ops.ada_group_norm import reference
+
+# The numbers of kernels/include/fastcond/simd.h's Stored.
+_STORED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def forward(
@@ -25,22 +26,19 @@ def forward(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reference.forward`, natively where the kernel takes x."""
-    _check(x, scale, shift, weight, bias, num_groups)
-    if x.dtype == torch.float16 and native.native is not None:
-        y, mean, rstd = forward(x.float(), scale, shift, weight, bias, num_groups, eps, silu)
-        return y.half(), mean, rstd
+    batch = _check(x, scale, shift, weight, bias, num_groups)
     library = native.native
-    if library is None or x.dtype == torch.float64 or x.numel() == 0:
+    if library is None or x.dtype not in _STORED or x.numel() == 0:
         return reference.forward(x, scale, shift, weight, bias, num_groups, eps, silu)
-    layout = _layout(x)
-    if layout is None:
+    channels_last = _channels_last(x)
+    if channels_last is None:
         y, mean, rstd = forward(_dense(x), scale, shift, weight, bias, num_groups, eps, silu)
         return torch.empty_like(x).copy_(y), mean, rstd
-    operands = _operands(scale, shift, weight, bias)
+    operands = _operand(scale), _operand(shift), _operand(weight), _operand(bias)
     y = torch.empty_like(x)
-    mean = torch.empty((x.shape[0], num_groups))
-    rstd = torch.empty_like(mean)
-    tensors, numbers = _call(x, operands, num_groups, silu, layout)
+    mean = torch.empty((2, batch, num_groups))
+    rstd = torch.empty((batch, num_groups))
+    tensors, numbers = _call(x, operands, num_groups, silu, channels_last)
     library.ada_group_norm(tensors, numbers, eps, y.data_ptr(), mean.data_ptr(), rstd.data_ptr())
     return y, mean, rstd
 
@@ -59,28 +57,27 @@ def backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.backward`, natively where the kernel takes x."""
-    _check(x, scale, shift, weight, bias, num_groups)
-    statistics = (x.shape[0], num_groups)
-    if dy.shape != x.shape or mean.shape != statistics or rstd.shape != statistics:
+    batch = _check(x, scale, shift, weight, bias, num_groups)
+    if dy.shape != x.shape or mean.shape != (2, batch, num_groups) or rstd.shape != (batch, num_groups):
         raise ValueError(f"dy, mean, rstd are {list(dy.shape)}, {list(mean.shape)}, {list(rstd.shape)} for x {list(x.shape)}")
-    if x.dtype == torch.float16 and native.native is not None:
-        wide = backward(dy, x.float(), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
-        return wide[0].half(), wide[1], wide[2], wide[3], wide[4]
     library = native.native
-    if library is None or x.dtype == torch.float64 or x.numel() == 0:
+    if library is None or x.dtype not in _STORED or x.numel() == 0:
         return reference.backward(dy, x, scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
-    layout = _layout(x)
-    if layout is None:
+    channels_last = _channels_last(x)
+    if channels_last is None:
         wide = backward(dy, _dense(x), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
         return torch.empty_like(x).copy_(wide[0]) if needed[0] else wide[0], wide[1], wide[2], wide[3], wide[4]
-    operands = _operands(scale, shift, weight, bias)
+    operands = _operand(scale), _operand(shift), _operand(weight), _operand(bias)
     dx = torch.empty_like(x)
-    # A gradient may come in the other memory format or in another dtype.
-    dy = torch.empty_like(x).copy_(dy) if dy.dtype != x.dtype or dy.stride() != x.stride() else dy
-    A = torch.empty((x.shape[0], x.shape[1]))
+    if dy.dtype != x.dtype or dy.stride() != x.stride():
+        # A gradient may come in the other memory format or in another dtype.
+        dy = torch.empty_like(x).copy_(dy)
+    A = torch.empty((batch, x.shape[1]))
     B = torch.empty_like(A)
-    tensors, numbers = _call(x, operands, num_groups, silu, layout)
-    mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
+    tensors, numbers = _call(x, operands, num_groups, silu, channels_last)
+    if mean.dtype != torch.float32 or rstd.dtype != torch.float32:
+        mean, rstd = mean.float(), rstd.float()
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     addresses = (dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), A.data_ptr(), B.data_ptr())
     library.ada_group_norm_backward(tensors, numbers, *addresses)
     return dx if needed[0] else x.new_empty(0), *reference.operand_gradients(A, B, scale, shift, weight, bias, needed)
@@ -88,20 +85,23 @@ def backward(
 
 def _check(
     x: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, num_groups: int
-) -> None:
-    """The kernel reads addresses: what it is given must be as large as it believes, whoever calls the op."""
-    if x.dim() < 2 or num_groups < 1 or x.shape[1] % num_groups:
-        raise ValueError(f"x is {list(x.shape)} in {num_groups} groups; [B, C, *] with C a multiple of the groups is needed")
-    for value, shape in ((scale, x.shape[:2]), (shift, x.shape[:2]), (weight, x.shape[1:2]), (bias, x.shape[1:2])):
-        if value is not None and value.shape != shape:
-            raise ValueError(f"an operand of ada_group_norm is {list(value.shape)}; {list(shape)} is needed")
+) -> int:
+    """The kernel reads addresses: what it is given must be as large as it believes, whoever calls the op. Returns B."""
+    shape = x.shape
+    if len(shape) < 2 or num_groups < 1 or shape[1] % num_groups:
+        raise ValueError(f"x is {list(shape)} in {num_groups} groups; [B, C, *] with C a multiple of the groups is needed")
+    of_image, of_channel = shape[:2], shape[1:2]
+    for value, needed in ((scale, of_image), (shift, of_image), (weight, of_channel), (bias, of_channel)):
+        if value is not None and value.shape != needed:
+            raise ValueError(f"an operand of ada_group_norm is {list(value.shape)}; {list(needed)} is needed")
+    return shape[0]
 
 
-def _layout(x: Tensor) -> str | None:
-    """How the kernel would walk x: "contiguous", "channels_last", or None where it would not."""
+def _channels_last(x: Tensor) -> bool | None:
+    """How the kernel walks x: with the channels last, or first, or, where it would not, None."""
     if x.is_contiguous():
-        return "contiguous"
-    return "channels_last" if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
+        return x.dim() == 2  # no positions: channels are neighbours, which is what channels_last is fast at
+    return True if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -110,28 +110,36 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _operands(*operands: Tensor | None) -> list[Tensor | None]:
+def _operand(value: Tensor | None) -> Tensor | None:
     """float32, channels one after another; a float32 chunk of a larger tensor is taken as it lies."""
-    return [
-        value if value is None or (value.dtype == torch.float32 and value.stride(-1) == 1) else value.float().contiguous()
-        for value in operands
-    ]
+    if value is None or (value.dtype == torch.float32 and value.stride(-1) == 1):
+        return value
+    return value.float().contiguous()
 
 
-def _call(x: Tensor, operands: list[Tensor | None], num_groups: int, silu: bool, layout: str) -> tuple[list[int], list[int]]:
+def _call(
+    x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, silu: bool, channels_last: bool
+) -> tuple[list[int], list[int]]:
     """The two lists that kernels/bindings.cpp's norm_call reads."""
-    scale, shift = operands[:2]
+    scale, shift, weight, bias = operands
     batch, channels = x.shape[:2]
-    numbers: list[Any] = [
+    tensors = [
+        x.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if shift is None else shift.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+    ]
+    numbers = [
         0 if scale is None else scale.stride(0),
         0 if shift is None else shift.stride(0),
         batch,
         channels,
         num_groups,
         x.numel() // (batch * channels),
-        silu,
-        layout == "channels_last",
-        x.dtype == torch.bfloat16,
+        int(silu),
+        int(channels_last),
+        _STORED[x.dtype],
         torch.get_num_threads(),
     ]
-    return [x.data_ptr(), *(0 if value is None else value.data_ptr() for value in operands)], [int(n) for n in numbers]
+    return tensors, numbers

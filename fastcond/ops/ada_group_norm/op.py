@@ -34,13 +34,15 @@ def _for_gpu() -> Any:
 
 
 @torch.library.impl("fastcond::ada_group_norm", "cuda")
-def _forward_cuda(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _for_gpu().forward(*operands)
+def _forward_cuda(x: Tensor, *operands: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.cuda.device(x.device):
+        return _for_gpu().forward(x, *operands)
 
 
 @torch.library.impl("fastcond::ada_group_norm_backward", "cuda")
-def _backward_cuda(*operands: Any) -> tuple[Tensor, ...]:
-    return _for_gpu().backward(*operands)
+def _backward_cuda(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    with torch.cuda.device(dy.device):
+        return _for_gpu().backward(dy, *operands)
 
 
 @torch.library.register_fake("fastcond::ada_group_norm")
@@ -54,8 +56,8 @@ def _forward_fake(
     eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = x.new_empty((x.shape[0], num_groups), dtype=reference.statistics_dtype(x))
-    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+    mean = x.new_empty((2, x.shape[0], num_groups), dtype=reference.statistics_dtype(x))
+    return torch.empty_like(x), mean, torch.empty_like(mean[0])
 
 
 @torch.library.register_fake("fastcond::ada_group_norm_backward")

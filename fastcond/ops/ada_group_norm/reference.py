@@ -23,7 +23,11 @@ def forward(
     eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (y like x, mean [B, G], rstd [B, G]); mean and rstd are fp32, fp64 for an fp64 x."""
+    """Returns (y like x, mean [2, B, G], rstd [B, G]); mean and rstd are fp32, fp64 for an fp64 x.
+
+    mean[0] is the mean rounded to its dtype and mean[1] what the rounding left out, so that a backward can take the same
+    distances to the mean without another reduction.
+    """
     x5 = _grouped(x, num_groups)
     # The mean is taken of the distance to one element of the group: exactly 0 for a constant group, and no digits are lost
     # where the values are large beside their spread.
@@ -36,7 +40,9 @@ def forward(
     gain, offset = _gain_and_offset(x5, scale, shift, weight, bias)
     u = _apply(centred.mul_(rstd), gain, offset)
     y = u.div_(_one_plus_exp(u)) if silu else u
-    return _ungrouped(y, x), (pivot + mean_distance).flatten(1), rstd.flatten(1)
+    mean = pivot + mean_distance
+    left_out = (pivot - mean) + mean_distance
+    return _ungrouped(y, x), torch.stack((mean.flatten(1), left_out.flatten(1))), rstd.flatten(1)
 
 
 def backward(
@@ -58,9 +64,8 @@ def backward(
     """
     batch, channels = x.shape[:2]
     x5, du = _grouped(x, num_groups), _grouped(dy, num_groups)
-    centred = x5 - mean.reshape(batch, num_groups, 1, 1, 1)
-    # The saved mean is rounded to its dtype; what the rounding left is removed here.
-    centred.sub_(_group_mean(centred))
+    rounded, left_out = mean.reshape(2, batch, num_groups, 1, 1, 1)
+    centred = (x5 - rounded).sub_(left_out)
     rstd = rstd.reshape(batch, num_groups, 1, 1, 1)
     xh = centred.mul_(rstd)
     gain, offset = _gain_and_offset(x5, scale, shift, weight, bias)
@@ -91,17 +96,19 @@ def operand_gradients(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dscale, dshift, dweight, dbias) from the two sums A and B, [B, C]; empty where `needed` (x's first) is False."""
-    dscale, dshift, dweight, dbias = (A.new_empty(0) for _ in range(4))
-    one_plus_scale = 1 if scale is None else 1 + scale.to(A.dtype)
+    gradients: list[Tensor | None] = [None] * 4
     if needed[1] and scale is not None:
         dscale = A if weight is None else weight.to(A.dtype) * A
-        dscale = (dscale if bias is None else dscale + bias.to(A.dtype) * B).to(scale.dtype, copy=dscale is A)
+        gradients[0] = (dscale if bias is None else dscale + bias.to(A.dtype) * B).to(scale.dtype)
     if needed[2] and shift is not None:
-        dshift = B.to(shift.dtype, copy=True)
-    if needed[3] and weight is not None:
-        dweight = (one_plus_scale * A).sum(dim=0).to(weight.dtype)
-    if needed[4] and bias is not None:
-        dbias = (one_plus_scale * B).sum(dim=0).to(bias.dtype)
+        gradients[1] = B.to(shift.dtype)
+    if weight is not None or bias is not None:
+        one_plus_scale = 1 if scale is None else 1 + scale.to(A.dtype)
+        if needed[3] and weight is not None:
+            gradients[2] = (one_plus_scale * A).sum(dim=0).to(weight.dtype)
+        if needed[4] and bias is not None:
+            gradients[3] = (one_plus_scale * B).sum(dim=0).to(bias.dtype)
+    dscale, dshift, dweight, dbias = (A.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return dscale, dshift, dweight, dbias
 
 

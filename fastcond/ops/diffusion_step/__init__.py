@@ -75,20 +75,20 @@ def diffusion_step(
         raise ValueError(f"row is {row.dtype} {list(row.shape)}; int64 [1] is needed")
     if seeds.dtype != torch.int64 or seeds.shape != (batch, 2):
         raise ValueError(f"seeds is {seeds.dtype} {list(seeds.shape)}; int64 [{batch}, 2] is needed")
-    operands_and_buffers = {
-        "out_cond": out_cond,
-        "out_uncond": out_uncond,
-        "table.coefficients": table.coefficients,
-        "row": row,
-        "seeds": seeds,
-        "guidance": guidance if isinstance(guidance, Tensor) else None,
-        "history": history,
-        "out": out,
-        "out_x_0": out_x_0,
-    }
-    for name, value in operands_and_buffers.items():
-        if value is not None and value.device != x.device:
-            raise ValueError(f"{name} is on {value.device} and x on {x.device}; move it there")
+    device = x.device
+    for name, operand in (
+        ("out_cond", out_cond),
+        ("out_uncond", out_uncond),
+        ("table.coefficients", table.coefficients),
+        ("row", row),
+        ("seeds", seeds),
+        ("guidance", guidance),
+        ("history", history),
+        ("out", out),
+        ("out_x_0", out_x_0),
+    ):
+        if isinstance(operand, Tensor) and operand.device != device:
+            raise ValueError(f"{name} is on {operand.device} and x on {device}; move it there")
     if table.keeps_history:
         if history is None:
             raise ValueError("this sampler reads the x_0 of the row before; pass it as history (zeros at row 0)")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcond.ops import gpu
-from fastcond.ops.diffusion_step import reference
+from fastcond.ops.diffusion_step import cpu, cuda, reference
 
 _OPERANDS = (
     "Tensor x, Tensor out_cond, Tensor? out_uncond, Tensor? history, Tensor coefficients, Tensor row, Tensor? guidance, "
@@ -21,20 +21,24 @@ torch.library.define("fastcond::diffusion_step", f"({_OPERANDS}) -> (Tensor x_ne
 torch.library.define("fastcond::diffusion_step_into", f"({_OPERANDS}, Tensor(a!) x_next, Tensor(b!) x_0) -> ()")
 torch.library.impl("fastcond::diffusion_step", "default", reference.step)
 torch.library.impl("fastcond::diffusion_step_into", "default", reference.step_into)
+torch.library.impl("fastcond::diffusion_step", "cpu", cpu.step)
+torch.library.impl("fastcond::diffusion_step_into", "cpu", cpu.step_into)
 
 
 def _for_gpu() -> Any:
-    return gpu.launchers("fastcond.ops.diffusion_step.triton_kernels") or reference
+    return gpu.launchers("fastcond.ops.diffusion_step.triton_kernels") or cuda
 
 
 @torch.library.impl("fastcond::diffusion_step", "cuda")
-def _step_cuda(*operands: Any) -> tuple[Tensor, Tensor]:
-    return _for_gpu().step(*operands)
+def _step_cuda(x: Tensor, *operands: Any) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device(x.device):
+        return _for_gpu().step(x, *operands)
 
 
 @torch.library.impl("fastcond::diffusion_step_into", "cuda")
-def _step_into_cuda(*operands: Any) -> None:
-    _for_gpu().step_into(*operands)
+def _step_into_cuda(x: Tensor, *operands: Any) -> None:
+    with torch.cuda.device(x.device):
+        _for_gpu().step_into(x, *operands)
 
 
 @torch.library.register_fake("fastcond::diffusion_step")

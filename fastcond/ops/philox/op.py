@@ -71,12 +71,14 @@ def _for_gpu() -> Any:
 
 @torch.library.impl("fastcond::philox_bits", "cuda")
 def _philox_bits_cuda(seeds: Tensor, step: Tensor, count: int, stream: int) -> Tensor:
-    return _for_gpu().philox_bits(seeds, step, count, stream)
+    with torch.cuda.device(seeds.device):
+        return _for_gpu().philox_bits(seeds, step, count, stream)
 
 
 @torch.library.impl("fastcond::philox_normal", "cuda")
 def _philox_normal_cuda(seeds: Tensor, step: Tensor, shape: Sequence[int], stream: int) -> Tensor:
-    return _for_gpu().philox_normal(seeds, step, shape, stream)
+    with torch.cuda.device(seeds.device):
+        return _for_gpu().philox_normal(seeds, step, shape, stream)
 
 
 @torch.library.register_fake("fastcond::philox_bits")

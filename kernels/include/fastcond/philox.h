@@ -18,6 +18,11 @@
 #else
 #define FASTCOND_INLINE inline __attribute__((always_inline))
 #endif
+#if defined(__GNUC__)
+#define FASTCOND_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define FASTCOND_INLINE_LAMBDA
+#endif
 
 namespace fastcond {
 

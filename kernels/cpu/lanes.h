@@ -1,0 +1,253 @@
+// Sixteen float32 at a time, for sources that are compiled once for each instruction set: in one, two or four vector
+// registers. A lane is computed alike in all of them, and nothing is contracted into a fused multiply-add
+// (CMakeLists.txt), so every build gives the same bits.
+//
+// The registers are the compiler's vector extension, not intrinsics; a compiler without one gets arrays of floats.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "fastcond/simd.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace fastcond::cpu::FASTCOND_ISA {
+
+constexpr int64_t lanes = 16;
+
+#if defined(__GNUC__)
+#if defined(__AVX512F__)
+#define FASTCOND_REGISTER_BYTES 64
+#define FASTCOND_EACH_REGISTER(...) { constexpr int i = 0; __VA_ARGS__; }
+#elif defined(__AVX2__)
+#define FASTCOND_REGISTER_BYTES 32
+#define FASTCOND_EACH_REGISTER(...) { constexpr int i = 0; __VA_ARGS__; } { constexpr int i = 1; __VA_ARGS__; }
+#else
+#define FASTCOND_REGISTER_BYTES 16
+#define FASTCOND_EACH_REGISTER(...)                                                         \
+    { constexpr int i = 0; __VA_ARGS__; } { constexpr int i = 1; __VA_ARGS__; }             \
+    { constexpr int i = 2; __VA_ARGS__; } { constexpr int i = 3; __VA_ARGS__; }
+#endif
+typedef float FloatRegister __attribute__((vector_size(FASTCOND_REGISTER_BYTES)));
+typedef int32_t IntRegister __attribute__((vector_size(FASTCOND_REGISTER_BYTES)));
+typedef uint64_t WideRegister __attribute__((vector_size(FASTCOND_REGISTER_BYTES)));
+#else
+#define FASTCOND_REGISTER_BYTES 4
+#define FASTCOND_EACH_REGISTER(...) for (int i = 0; i < lanes; ++i) { __VA_ARGS__; }
+typedef float FloatRegister;
+typedef int32_t IntRegister;
+#endif
+
+constexpr int registers = int(lanes) * 4 / FASTCOND_REGISTER_BYTES;
+
+struct Lanes {
+    FloatRegister part[registers];
+};
+struct IntLanes {
+    IntRegister part[registers];
+};
+
+#define FASTCOND_LANEWISE(Type, symbol)                                         \
+    FASTCOND_INLINE Type operator symbol(const Type& a, const Type& b) {        \
+        Type result;                                                            \
+        FASTCOND_EACH_REGISTER(result.part[i] = a.part[i] symbol b.part[i])     \
+        return result;                                                          \
+    }
+FASTCOND_LANEWISE(Lanes, +)
+FASTCOND_LANEWISE(Lanes, -)
+FASTCOND_LANEWISE(Lanes, *)
+FASTCOND_LANEWISE(Lanes, /)
+FASTCOND_LANEWISE(IntLanes, +)
+FASTCOND_LANEWISE(IntLanes, <<)
+#undef FASTCOND_LANEWISE
+
+FASTCOND_INLINE Lanes all_lanes(float value) {
+    Lanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = FloatRegister{} + value)
+    return result;
+}
+FASTCOND_INLINE IntLanes all_lanes(int32_t value) {
+    IntLanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = IntRegister{} + value)
+    return result;
+}
+// Of one register: a > b ? a : b and a < b ? a : b, as the instructions are defined, so b where a is NaN. The compiler would
+// take the expressions apart into comparisons and blends. (The masks, of all lanes, silence a false warning of GCC 12.)
+#if defined(__AVX512F__)
+FASTCOND_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }
+FASTCOND_INLINE FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm512_maskz_min_ps(0xFFFF, a, b); }
+#elif defined(__AVX2__)
+FASTCOND_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm256_max_ps(a, b); }
+FASTCOND_INLINE FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm256_min_ps(a, b); }
+#elif defined(__SSE2__)
+FASTCOND_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm_max_ps(a, b); }
+FASTCOND_INLINE FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm_min_ps(a, b); }
+#else
+FASTCOND_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return a > b ? a : b; }
+FASTCOND_INLINE FloatRegister minimum(FloatRegister a, FloatRegister b) { return a < b ? a : b; }
+#endif
+
+// least <= value <= most; `least` for NaN.
+FASTCOND_INLINE Lanes bounded(const Lanes& value, float least, float most) {
+    const Lanes low = all_lanes(least), high = all_lanes(most);
+    Lanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = minimum(maximum(value.part[i], low.part[i]), high.part[i]))
+    return result;
+}
+// Copies go register by register: the compiler moves a whole structure in pieces of its own size, through memory.
+FASTCOND_INLINE IntLanes bits_of(const Lanes& value) {
+    IntLanes bits;
+    FASTCOND_EACH_REGISTER(std::memcpy(&bits.part[i], &value.part[i], FASTCOND_REGISTER_BYTES))
+    return bits;
+}
+FASTCOND_INLINE Lanes float_of(const IntLanes& bits) {
+    Lanes value;
+    FASTCOND_EACH_REGISTER(std::memcpy(&value.part[i], &bits.part[i], FASTCOND_REGISTER_BYTES))
+    return value;
+}
+
+FASTCOND_INLINE Lanes load_lanes(const float* from) {
+    Lanes result;
+    FASTCOND_EACH_REGISTER(std::memcpy(&result.part[i], from + i * lanes / registers, FASTCOND_REGISTER_BYTES))
+    return result;
+}
+template <typename T>
+FASTCOND_INLINE Lanes load_lanes(const T* from) {
+    float wide[lanes];
+    for (int64_t lane = 0; lane < lanes; ++lane) wide[lane] = load(from[lane]);
+    return load_lanes(wide);
+}
+// The first `count` lanes; the others are 0.
+template <typename T>
+FASTCOND_INLINE Lanes load_lanes(const T* from, int64_t count) {
+    float wide[lanes] = {};
+    for (int64_t lane = 0; lane < count; ++lane) wide[lane] = load(from[lane]);
+    return load_lanes(wide);
+}
+
+FASTCOND_INLINE void store_lanes(float* to, const Lanes& value) {
+    FASTCOND_EACH_REGISTER(std::memcpy(to + i * lanes / registers, &value.part[i], FASTCOND_REGISTER_BYTES))
+}
+template <typename T>
+FASTCOND_INLINE void store_lanes(T* to, const Lanes& value) {
+    float wide[lanes];
+    store_lanes(wide, value);
+    for (int64_t lane = 0; lane < lanes; ++lane) store(to[lane], wide[lane]);
+}
+template <typename T>
+FASTCOND_INLINE void store_lanes(T* to, const Lanes& value, int64_t count) {
+    float wide[lanes];
+    store_lanes(wide, value);
+    for (int64_t lane = 0; lane < count; ++lane) store(to[lane], wide[lane]);
+}
+
+// A store past the caches, for a result that they could not hold: it spares reading the lines that it replaces.
+template <typename T>
+FASTCOND_INLINE void stream_lanes(T* to, const Lanes& value) {
+    store_lanes(to, value);
+}
+#if defined(__SSE2__)
+FASTCOND_INLINE void stream_lanes(float* to, const Lanes& value) {
+    if (reinterpret_cast<std::uintptr_t>(to) % sizeof value) return store_lanes(to, value);
+#if defined(__AVX512F__)
+    FASTCOND_EACH_REGISTER(_mm512_stream_ps(to + i * 16, value.part[i]))
+#elif defined(__AVX2__)
+    FASTCOND_EACH_REGISTER(_mm256_stream_ps(to + i * 8, value.part[i]))
+#else
+    FASTCOND_EACH_REGISTER(_mm_stream_ps(to + i * 4, value.part[i]))
+#endif
+}
+#endif
+
+// After the last stream_lanes of a thread, before another may read.
+FASTCOND_INLINE void end_streams() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+// Sixteen sums in double, to which sums of a few float32 are added.
+struct Totals {
+    double lane[lanes];
+};
+
+FASTCOND_INLINE void add(double* totals, const Lanes& sums) {
+    float narrow[lanes];
+    store_lanes(narrow, sums);
+    for (int64_t lane = 0; lane < lanes; ++lane) totals[lane] += double(narrow[lane]);
+}
+
+FASTCOND_INLINE double sum_of(Totals totals) {
+    for (int64_t half = lanes / 2; half; half /= 2)
+        for (int64_t lane = 0; lane < half; ++lane) totals.lane[lane] += totals.lane[lane + half];
+    return totals.lane[0];
+}
+
+// Four Lanes in step. The operations of a sigmoid wait for one another: four of them in turn keep a processor busy that one
+// register holds Lanes of.
+struct FourLanes {
+    Lanes of[4];
+};
+
+#define FASTCOND_FOUR(symbol)                                                                                  \
+    FASTCOND_INLINE FourLanes operator symbol(const FourLanes& a, const FourLanes& b) {                        \
+        return {{a.of[0] symbol b.of[0], a.of[1] symbol b.of[1], a.of[2] symbol b.of[2], a.of[3] symbol b.of[3]}}; \
+    }                                                                                                          \
+    FASTCOND_INLINE FourLanes operator symbol(const FourLanes& a, const Lanes& b) {                            \
+        return {{a.of[0] symbol b, a.of[1] symbol b, a.of[2] symbol b, a.of[3] symbol b}};                     \
+    }
+FASTCOND_FOUR(+)
+FASTCOND_FOUR(-)
+FASTCOND_FOUR(*)
+FASTCOND_FOUR(/)
+#undef FASTCOND_FOUR
+
+FASTCOND_INLINE FourLanes bounded(const FourLanes& v, float least, float most) {
+    return {{bounded(v.of[0], least, most), bounded(v.of[1], least, most), bounded(v.of[2], least, most),
+             bounded(v.of[3], least, most)}};
+}
+
+// 2^n where n + 1.5 * 2^23 is given: the nearest integers to float32 below 2^22 lie in the low bits of such sums.
+FASTCOND_INLINE Lanes power_of_two(const Lanes& shifted) {
+    return float_of((bits_of(shifted) << all_lanes(int32_t{23})) + all_lanes(int32_t{0x3F800000}));
+}
+FASTCOND_INLINE FourLanes power_of_two(const FourLanes& v) {
+    return {{power_of_two(v.of[0]), power_of_two(v.of[1]), power_of_two(v.of[2]), power_of_two(v.of[3])}};
+}
+
+// 1 / (1 + e^-u) within a few roundings: 1 where e^-u is below 2^-127, 0 where it is above 2^127.5, and 1/2 for NaN.
+// -u = n ln 2 + r with |r| <= ln(2)/2; e^r = P / Q with Q(r) = P(-r), the Pade approximant of order [3/3], is within 6e-9,
+// relatively; so the result is Q / (Q + 2^n P), with one division, and 2^128 is infinity, as it should be.
+template <typename V>
+FASTCOND_INLINE V sigmoid(const V& u) {
+    const Lanes shifter = all_lanes(12582912.0f);
+    const V v = bounded(u, -89.0f, 88.0f);
+    const V shifted = v * all_lanes(-1.44269504088896341f) + shifter;
+    const V n = shifted - shifter;
+    // ln 2 in two parts: the first has few bits, so n times it is exact. s = -r.
+    const V s = (v + n * all_lanes(22713.0f / 32768)) + n * all_lanes(1.4286068203094172e-6f);
+    const V square = s * s;
+    const V even = square * all_lanes(12.0f) + all_lanes(120.0f);
+    const V odd = (square + all_lanes(60.0f)) * s;
+    const V q = even + odd;
+    return q / ((even - odd) * power_of_two(shifted) + q);
+}
+
+// silu(-infinity) is -infinity times 0, NaN, as in PyTorch.
+template <typename V>
+FASTCOND_INLINE V silu(const V& u) {
+    return u * sigmoid(u);
+}
+
+// d silu / du = s (1 + u (1 - s)), s = sigmoid(u).
+template <typename V>
+FASTCOND_INLINE V silu_slope(const V& u) {
+    const Lanes one = all_lanes(1.0f);
+    const V s = sigmoid(u);
+    return (u * (s * all_lanes(-1.0f) + one) + one) * s;
+}
+
+}  // namespace fastcond::cpu::FASTCOND_ISA
