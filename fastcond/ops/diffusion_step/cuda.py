@@ -30,7 +30,8 @@ def step(x: Tensor, *operands: Any) -> tuple[Tensor, Tensor]:
 def step_into(x: Tensor, *operands: Any) -> None:
     """`reference.step_into`, natively where the kernel takes x. Nothing is read back to the host."""
     library, call = native.native, native_call(x, *operands)
-    if library is None or call is None or not is_built():
-        reference.step_into(x, *operands)
-    elif not library.diffusion_step_cuda(call.tensors, call.numbers, torch.cuda.current_stream(x.device).cuda_stream):
+    stepped = False
+    if library is not None and call is not None and is_built():
+        stepped = library.diffusion_step_cuda(call.tensors, call.numbers, torch.cuda.current_stream(x.device).cuda_stream)
+    if not stepped:
         reference.step_into(x, *operands)
