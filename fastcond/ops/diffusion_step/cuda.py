@@ -31,6 +31,8 @@ def step_into(x: Tensor, *operands: Any) -> None:
     """`reference.step_into`, natively where the kernel takes x. Nothing is read back to the host."""
     library, call = native.native, native_call(x, *operands)
     if library is not None and call is not None and is_built():
+        if any(value is not None and value.device != x.device for value in call.kept):
+            raise ValueError(f"diffusion_step: all tensors must be on x's device, {x.device}")
         # The current device's stream would be another one than x's, were x on another GPU.
         with torch.cuda.device(x.device):
             if library.diffusion_step_cuda(call.tensors, call.numbers, torch.cuda.current_stream().cuda_stream):
