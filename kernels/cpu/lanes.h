@@ -144,6 +144,49 @@ FASTCOND_INLINE void store_lanes(T* to, const Lanes& value, int64_t count) {
     for (int64_t lane = 0; lane < count; ++lane) store(to[lane], wide[lane]);
 }
 
+// The compiler does not make vector code of the conversions above: it takes them apart, one number at a time.
+#if defined(__AVX512F__)
+FASTCOND_INLINE Lanes load_lanes(const BFloat16* from) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return {{_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))}};
+}
+FASTCOND_INLINE void store_lanes(BFloat16* to, const Lanes& value) {
+    const __m512i bits = _mm512_castps_si512(value.part[0]), upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(value.part[0], value.part[0], _CMP_UNORD_Q);
+    const __m512i rounded = _mm512_mask_or_epi32(_mm512_srli_epi32(sum, 16), nan, upper, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(rounded));
+}
+FASTCOND_INLINE Lanes load_lanes(const Float16* from) {
+    return {{_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
+}
+FASTCOND_INLINE void store_lanes(Float16* to, const Lanes& value) {
+    const __m256i rounded = _mm512_cvtps_ph(value.part[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
+}
+#elif defined(__AVX2__)
+FASTCOND_INLINE Lanes load_lanes(const BFloat16* from) {
+    Lanes result;
+    FASTCOND_EACH_REGISTER(
+        const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8 * i));
+        result.part[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)))
+    return result;
+}
+FASTCOND_INLINE void store_lanes(BFloat16* to, const Lanes& value) {
+    __m256i half[registers];
+    FASTCOND_EACH_REGISTER(
+        const __m256i bits = _mm256_castps_si256(value.part[i]); const __m256i upper = _mm256_srli_epi32(bits, 16);
+        const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+        const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value.part[i], value.part[i], _CMP_UNORD_Q));
+        half[i] = _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan))
+    // Packing works within halves of 128 bits; the permutation puts their quarters in order.
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half[0], half[1]), 0xD8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed);
+}
+#endif
+
 // A store past the caches, for a result that they could not hold: it spares reading the lines that it replaces.
 template <typename T>
 FASTCOND_INLINE void stream_lanes(T* to, const Lanes& value) {
