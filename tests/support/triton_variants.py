@@ -83,7 +83,7 @@ _LARGE = [(192, 32, 64), (128, 32, 128)]
 def norms(architecture: int) -> list[Norm]:
     """All variants for sm_`architecture`."""
     main = [Norm(False, *shape, dtype, layout) for shape in (*_SHAPES, *_LARGE) for dtype in DTYPES for layout in FORMATS]
-    if architecture >= 90:
+    if architecture >= 90 and triton_launch.TRITON_TAKES_CLUSTERS:
         main += [Norm(True, *shape, dtype, layout) for shape in _LARGE for dtype in DTYPES for layout in FORMATS]
     switches = [
         Norm(False, 128, 32, 8, dtype, layout, affine, conditioned, silu)

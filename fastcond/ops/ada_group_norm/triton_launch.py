@@ -20,11 +20,14 @@ from fastcond.ops.ada_group_norm.plan import ACCESS, Plan, make_plan
 _BATCH_SUM_CHANNELS = 32  # channels of a program that sums over the batch
 
 
+# Triton 3.7's plan-CTA pass refuses the kernels.
+TRITON_TAKES_CLUSTERS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8)
+
+
 @lru_cache
 def _takes_clusters(device: torch.device) -> bool:
-    """Clusters of CTAs: sm_90 and newer, and a Triton whose plan-CTA pass takes the kernels (3.7 refuses them)."""
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return version >= (3, 8) and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Clusters of CTAs: sm_90 and newer."""
+    return TRITON_TAKES_CLUSTERS and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _channels_last(x: Tensor) -> bool | None:
