@@ -214,7 +214,7 @@ void norm_conv(const NormConv& call) {
         const int64_t v_own = alone ? (v_size(call, blocks) + 15) / 16 * 16 : 0, m_own = (m_size(blocks) + 15) / 16 * 16;
         float* m = of_thread.take(v_own + m_own + rectangle_size(blocks));
         float *v = m + m_own, *positions = v + v_own;
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic) nowait
         for (int64_t i = 0; i < alone; ++i) {
             const Block block(call, blocks, i);
             for (int64_t chunk = 0; chunk < chunks; ++chunk) transform_chunk(call, block, chunk, positions, v);
