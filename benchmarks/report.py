@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS, TABLE = FOLDER / "results", FOLDER / "RESULTS.md"
 BASELINES = ("reference", "eager", "compile")
 OVERHEAD = "call overhead"
-OPS = ("ada_group_norm", "diffusion_step", "philox_normal")
+OPS = ("ada_group_norm", "diffusion_step", "norm_conv", "philox_normal")
 PACKAGES = ("fastcond", "torch", "triton", "numpy", "diffusers")
 Json = dict[str, Any]
 
@@ -34,9 +34,10 @@ INTRODUCTION = """\
 Written by `make bench`; not edited by hand. Medians of one run, in which each of ours first passed the parity check on the same
 shape. *GB/s* counts the bytes that must move however it is done, and *of copy* is that over the GB/s of `y.copy_(x)` on as many
 bytes. The other columns are the baseline's time over ours: above 1 ours is faster. *reference* is the op's definition in PyTorch,
-*eager* what one writes without it (for `diffusion_step` the scheduler of diffusers and guidance, for `philox_normal`
-`torch.randn`), and *compile* is `torch.compile` of that (for `diffusion_step` of the same update written by hand); `-` was not
-timed. A call finds its tensors in the caches as the call before left them. Machines differ and drift: compare within a row.
+*eager* what one writes without it (for `diffusion_step` the scheduler of diffusers and guidance, for `norm_conv` our norm and
+`F.conv2d`, for `philox_normal` `torch.randn`), and *compile* is `torch.compile` of that (for `diffusion_step` and `norm_conv` of
+the same written by hand); `-` was not timed. A call finds its tensors in the caches as the call before left them. Machines
+differ and drift: compare within a row.
 """
 
 

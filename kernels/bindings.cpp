@@ -14,6 +14,7 @@
 #include "cpu/ada_group_norm.h"
 #include "cpu/diffusion_step.h"
 #include "cpu/instruction_set.h"
+#include "cpu/norm_conv.h"
 #include "cpu/philox.h"
 #if defined(FASTCOND_CUDA)
 #include "cuda/diffusion_step.h"
@@ -59,6 +60,18 @@ void norm_backward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbe
          reinterpret_cast<void*>(dx), reinterpret_cast<float*>(A), reinterpret_cast<float*>(B)});
 }
 
+// Tensors as in NormConv's fields, 0 for none, and [bias's row stride, B, H, W, C, K, silu, threads].
+void convolve(std::array<Address, 10> tensors, std::array<int64_t, 8> n) {
+    const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    fastcond::cpu::norm_conv({floats(0), floats(1), floats(2), floats(3), floats(4), floats(5), floats(6), floats(7),
+                              floats(8), floats(9), n[0], n[1], n[2], n[3], n[4], n[5], n[6] != 0, int(n[7])});
+}
+
+void pack(Address weight, Address packed, int64_t channels, int64_t features, int threads) {
+    fastcond::cpu::pack_conv_weight(reinterpret_cast<const float*>(weight), reinterpret_cast<float*>(packed), channels,
+                                    features, threads);
+}
+
 // Tensors as in DiffusionStep's fields, 0 for none, and [B, C, positions, rows, halves, channels_last, draws_noise, stored].
 DiffusionStep step_call(const std::array<Address, 10>& tensors, const std::array<int64_t, 8>& n) {
     const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
@@ -99,6 +112,10 @@ NB_MODULE(_native, module) {
                nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
     module.def("ada_group_norm_backward", &norm_backward, "tensors"_a, "numbers"_a, "dy"_a, "mean"_a, "rstd"_a,
                "dx"_a, "A"_a, "B"_a, nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
+    module.def("norm_conv", &convolve, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "tensors and numbers as in convolve");
+    module.def("pack_conv_weight", &pack, "weight"_a, "packed"_a, "channels"_a, "features"_a, "threads"_a,
+               nb::call_guard<nb::gil_scoped_release>(), "weight float32 [features, channels, 3, 3] -> packed");
     module.def("diffusion_step", &step, "tensors"_a, "numbers"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
                "arguments as in step_call; False, with nothing done, where buffers overlap otherwise than element for element");
 #if defined(FASTCOND_CUDA)

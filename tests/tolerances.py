@@ -29,6 +29,14 @@ DEPENDENT_OPERATIONS = 8
 # Kernels of philox_normal: a few float32 roundings (6e-8 relative) of |z| <= 6.76, and of z near 0 where cos crosses it.
 NORMALS = {"atol": 4e-7, "rtol": 1e-6}
 
+# norm_conv's convolution is Winograd's F(4x4, 3x3), whose sums are of larger terms than the definition's. One way, output j adds
+# A_ji (G g)_i (B^T d)_i over i: for independent g and d of size 1 the root of the terms' mean squares is
+# sqrt(sum_i A_ji^2 |G_i|^2 |B_i|^2) against sqrt(3) for the three products themselves: 2.96 at most with the points 0, +-3/4,
+# +-3/2 and infinity (5.6 with the usual 0, +-1, +-2), and its square for the two ways.
+WINOGRAD_AMPLIFICATION = 8.8
+# And what is promised to users of it, relative to the largest output.
+WINOGRAD_RELATIVE = 1e-5
+
 # Betas that the other side keeps in float32: one rounding of each and of 1 - beta, whose absolute loss is 6e-8.
 FP32_BETAS = {"atol": 1.2e-7, "rtol": 1e-6}
 # A float32 cumulative product of T = 1000 factors: 1000 roundings of 6e-8, all of one sign at worst. Near the end of a cosine

@@ -1,0 +1,240 @@
+// norm_conv's loops, compiled once for each instruction set (FASTCOND_ISA names it, CMakeLists.txt lists them).
+//
+// The map's tiles are worked on in blocks whose transforms stay in a core's cache: all input channels of a block to V, then for 32
+// features after the other the 36 products, to M, and the output transform. A thread takes whole blocks; what is left over
+// (all, where the map is small) the threads do together, first by channels and then by features.
+//
+// No standard-library templates: the linker would keep one instance for all builds, perhaps the one with the widest
+// instructions.
+#include <cstdint>
+#include <cstdlib>
+
+#include "norm_conv_transforms.h"
+
+namespace fastcond::cpu::FASTCOND_ISA {
+namespace {
+
+constexpr int64_t block_floats = int64_t{160} << 10;  // of V, which shares a core's cache with M and the weights
+constexpr int64_t fewest_tiles = 14;                  // fewer would wait for the weights
+constexpr int64_t products_worth_a_thread = 1 << 18;
+
+// Memory that a thread keeps from call to call, at the start of a cache line.
+struct Workspace {
+    void* memory = nullptr;
+    int64_t size = 0;
+
+    float* take(int64_t count) {
+        if (count > size) {
+            std::free(memory);
+            memory = std::malloc(size_t(count) * sizeof(float) + 63);
+            if (memory == nullptr) std::abort();  // no exception may leave a parallel region
+            size = count;
+        }
+        return reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(memory) + 63) & ~std::uintptr_t{63});
+    }
+    ~Workspace() { std::free(memory); }
+};
+
+// How a batch is cut into blocks of tiles: several images, some rows of tiles of one, or part of one row. Which tiles of an image are
+// together follows from its own shape, for the sake of the statistics.
+struct Blocks {
+    int64_t tile_rows, tile_columns;      // of an image
+    int64_t images, rows, columns;        // of a block
+    int64_t row_parts, column_parts;      // blocks of an image, where it is more than one
+    int64_t count;
+
+    Blocks(const NormConv& call, int64_t threads) {
+        tile_rows = parts_of(call.height, outputs);
+        tile_columns = parts_of(call.width, outputs);
+        const int64_t depth = parts_of(call.channels, lanes) * lanes;
+        const int64_t most = larger(fewest_tiles, block_floats / (products * depth));
+        images = 1;
+        rows = tile_rows;
+        columns = tile_columns;
+        if (tile_rows * tile_columns <= most) {
+            // As many blocks as keep all threads busy.
+            int64_t groups = parts_of(call.batch, most / (tile_rows * tile_columns));
+            if (groups > 1) groups = parts_of(groups, threads) * threads;
+            images = parts_of(call.batch, groups);
+        } else if (tile_columns <= most) {
+            rows = parts_of(tile_rows, parts_of(tile_rows, most / tile_columns));
+        } else {
+            rows = 1;
+            columns = parts_of(tile_columns, parts_of(tile_columns, most));
+        }
+        row_parts = parts_of(tile_rows, rows);
+        column_parts = parts_of(tile_columns, columns);
+        count = parts_of(call.batch, images) * row_parts * column_parts;
+    }
+    int64_t parts() const { return row_parts * column_parts; }
+    int64_t most_tiles() const { return images * rows * columns; }
+};
+
+// One block: tiles [images][rows][columns], the first of them at these places.
+struct Block {
+    int64_t image, images, row, rows, column, columns, part;
+
+    Block(const NormConv& call, const Blocks& all, int64_t i) {
+        part = i % all.parts();
+        image = i / all.parts() * all.images;
+        row = part / all.column_parts * all.rows;
+        column = part % all.column_parts * all.columns;
+        images = smaller(all.images, call.batch - image);
+        rows = smaller(all.rows, all.tile_rows - row);
+        columns = smaller(all.columns, all.tile_columns - column);
+    }
+    int64_t tiles() const { return images * rows * columns; }
+    // The positions that an image's tiles read: one more on every side than they write.
+    Rectangle reads() const {
+        return {row * outputs - 1, column * outputs - 1, rows * outputs + 2, columns * outputs + 2};
+    }
+};
+
+// V is [36][chunks of channels][tiles][16] and M [36][tiles][panel]. A place more than they need is between two of the
+// 36: a tile's would fall on the same lines of the cache otherwise.
+int64_t v_place(const NormConv& call, int64_t tiles) { return (parts_of(call.channels, lanes) * tiles + 1) * lanes; }
+int64_t m_place(int64_t tiles) { return tiles * panel + lanes; }
+
+int64_t v_size(const NormConv& call, const Blocks& blocks) { return products * v_place(call, blocks.most_tiles()); }
+int64_t m_size(const Blocks& blocks) { return products * m_place(blocks.most_tiles()); }
+int64_t rectangle_size(const Blocks& blocks) {
+    return (blocks.rows * outputs + 2) * (blocks.columns * outputs + 2) * lanes;
+}
+
+// One chunk of sixteen channels of a block, to V.
+template <bool normed, bool silu_on>
+void transform_chunk(const NormConv& call, const Block& block, int64_t chunk, float* positions, float* v) {
+    const Rectangle reads = block.reads();
+    const int64_t tiles = block.tiles(), place = v_place(call, tiles), row = reads.columns * lanes;
+    float* to = v + chunk * tiles * lanes;
+    for (int64_t image = block.image; image < block.image + block.images; ++image) {
+        load_rectangle<normed, silu_on>(call, image, reads, chunk * lanes, positions);
+        for (int64_t r = 0; r < block.rows; ++r)
+            for (int64_t c = 0; c < block.columns; ++c, to += lanes)
+                transform_tile(positions + r * outputs * row + c * outputs * lanes, row, to, place);
+    }
+}
+
+void transform_chunk(const NormConv& call, const Block& block, int64_t chunk, float* positions, float* v) {
+    if (call.mean)
+        call.silu ? transform_chunk<true, true>(call, block, chunk, positions, v)
+                  : transform_chunk<true, false>(call, block, chunk, positions, v);
+    else
+        call.silu ? transform_chunk<false, true>(call, block, chunk, positions, v)
+                  : transform_chunk<false, false>(call, block, chunk, positions, v);
+}
+
+// Sixteen features from `feature` of a block's outputs. `partial` is [B, parts, 2, K], or null.
+void finish_features(const NormConv& call, const Blocks& blocks, const Block& block, int64_t feature, const float* m,
+                     float* partial) {
+    const int64_t K = call.features, features = smaller(lanes, K - feature), place = m_place(block.tiles());
+    for (int64_t image = block.image; image < block.image + block.images; ++image) {
+        const float* bias_row = call.bias ? call.bias + image * call.bias_stride + feature : nullptr;
+        const Lanes bias = bias_row ? load_lanes(bias_row, features) : all_lanes(0.0f);
+        Statistics all{all_lanes(0.0f), all_lanes(0.0f)};
+        int64_t seen = 0;
+        for (int64_t r = 0; r < block.rows; ++r)
+            for (int64_t c = 0; c < block.columns; ++c, m += panel) {
+                const int64_t top = (block.row + r) * outputs, left = (block.column + c) * outputs;
+                const int64_t at = ((image * call.height + top) * call.width + left) * K + feature;
+                const Target to{call.y + at, call.residual ? call.residual + at : nullptr, call.width * K, K,
+                                smaller(outputs, call.height - top), smaller(outputs, call.width - left), features};
+                Lanes y[outputs][outputs];
+                if (to.rows == outputs && to.columns == outputs && features == lanes) {
+                    finish_tile<false>(m, place, bias, to, y);
+                    if (partial) merge(all, seen, statistics_of(y, outputs, outputs), outputs * outputs);
+                } else {
+                    finish_tile<true>(m, place, bias, to, y);
+                    if (partial) merge(all, seen, statistics_of(y, to.rows, to.columns), to.rows * to.columns);
+                }
+                seen += to.rows * to.columns;
+            }
+        if (partial) {
+            float* to = partial + (image * blocks.parts() + block.part) * 2 * K + feature;
+            store_lanes(to, all.mean, features);
+            store_lanes(to + K, all.m2, features);
+        }
+    }
+}
+
+// `columns` (16 or 32) features from `feature` of a block, all of one panel of the packed weight.
+void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block& block, int64_t feature, int64_t columns,
+                         const float* v, float* m, float* partial) {
+    const int64_t first = feature / panel * panel, tiles = block.tiles();
+    const int64_t width = call.features - first > lanes ? panel : lanes;
+    const float* u = call.packed + first * products * call.channels + (feature - first);
+    for (int64_t xi = 0; xi < products; ++xi)
+        multiply_tiles({v + xi * v_place(call, tiles), u + xi * call.channels * width, m + xi * m_place(tiles),
+                        tiles * lanes, call.channels, width},
+                       tiles, columns);
+    for (int64_t column = 0; column < columns; column += lanes)
+        if (feature + column < call.features)
+            finish_features(call, blocks, block, feature + column, m + column, partial);
+}
+
+// The parts of an image become one, in their order.
+void join_statistics(const NormConv& call, const Blocks& blocks, const float* partial) {
+    for (int64_t image = 0; image < call.batch; ++image)
+        for (int64_t k = 0; k < call.features; ++k) {
+            double mean = 0.0, m2 = 0.0, count = 0.0;
+            for (int64_t part = 0; part < blocks.parts(); ++part) {
+                const float* of_part = partial + (image * blocks.parts() + part) * 2 * call.features + k;
+                const int64_t row = part / blocks.column_parts * blocks.rows, column = part % blocks.column_parts * blocks.columns;
+                const int64_t height = smaller(blocks.rows * outputs, call.height - row * outputs);
+                const int64_t width = smaller(blocks.columns * outputs, call.width - column * outputs);
+                const double more = double(height * width), distance = double(of_part[0]) - mean;
+                const double share = more / (count + more);
+                mean += distance * share;
+                m2 += double(of_part[call.features]) + distance * distance * share * count;
+                count += more;
+            }
+            call.y_mean[image * call.features + k] = float(mean);
+            call.y_m2[image * call.features + k] = float(m2);
+        }
+}
+
+}  // namespace
+
+void norm_conv(const NormConv& call) {
+    thread_local Workspace of_call;
+    const int64_t work = call.batch * call.height * call.width * call.channels * call.features;
+    [[maybe_unused]] const int64_t threads = larger(1, smaller(call.threads, work / products_worth_a_thread));
+    const Blocks blocks(call, threads);
+    const int64_t alone = blocks.count / threads * threads, chunks = parts_of(call.channels, lanes);
+    // Threads that share a block take 16 features each where there are few.
+    const int64_t columns = parts_of(call.features, panel) % threads == 0 ? panel : lanes;
+    const int64_t feature_parts = parts_of(call.features, columns);
+    const int64_t partial_size = call.y_mean ? call.batch * blocks.parts() * 2 * call.features : 0;
+    const int64_t shared_size = alone < blocks.count ? (v_size(call, blocks) + 15) / 16 * 16 : 0;
+    float* shared = of_call.take(partial_size + shared_size);
+    float* partial = call.y_mean ? shared + shared_size : nullptr;
+#pragma omp parallel num_threads(int(threads)) if (threads > 1)
+    {
+        thread_local Workspace of_thread;
+        const int64_t v_own = alone ? (v_size(call, blocks) + 15) / 16 * 16 : 0, m_own = (m_size(blocks) + 15) / 16 * 16;
+        float* m = of_thread.take(v_own + m_own + rectangle_size(blocks));
+        float *v = m + m_own, *positions = v + v_own;
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t i = 0; i < alone; ++i) {
+            const Block block(call, blocks, i);
+            for (int64_t chunk = 0; chunk < chunks; ++chunk) transform_chunk(call, block, chunk, positions, v);
+            for (int64_t feature = 0; feature < call.features; feature += panel) {
+                const int64_t wide = call.features - feature > lanes ? panel : lanes;
+                multiply_and_finish(call, blocks, block, feature, wide, v, m, partial);
+            }
+        }
+        for (int64_t i = alone; i < blocks.count; ++i) {
+            const Block block(call, blocks, i);
+#pragma omp for schedule(static)
+            for (int64_t chunk = 0; chunk < chunks; ++chunk) transform_chunk(call, block, chunk, positions, shared);
+#pragma omp for schedule(static)
+            for (int64_t j = 0; j < feature_parts; ++j) {
+                const int64_t feature = j * columns, wide = call.features - feature > lanes ? columns : lanes;
+                multiply_and_finish(call, blocks, block, feature, wide, shared, m, partial);
+            }
+        }
+    }
+    if (partial) join_statistics(call, blocks, partial);
+}
+
+}  // namespace fastcond::cpu::FASTCOND_ISA

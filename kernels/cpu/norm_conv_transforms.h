@@ -1,0 +1,191 @@
+// What norm_conv does before and after its products, sixteen channels at a time: Winograd's transforms of a tile, the norm and the
+// activation on the way in, bias, residual and statistics on the way out.
+#pragma once
+
+#include "norm_conv.h"
+#include "norm_conv_gemm.h"
+#include "norm_conv_points.h"
+
+namespace fastcond::cpu::FASTCOND_ISA {
+namespace {
+
+using winograd::inputs;
+using winograd::outputs;
+using winograd::products;
+
+FASTCOND_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTCOND_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTCOND_INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Channels [first, first + count) of one image's norm.
+struct Norm {
+    Lanes mean, gain, offset;
+
+    Norm(const NormConv& call, int64_t image, int64_t first, int64_t count) {
+        const int64_t at = image * call.channels + first;
+        mean = call.mean ? load_lanes(call.mean + at, count) : all_lanes(0.0f);
+        gain = call.mean ? load_lanes(call.gain + at, count) : all_lanes(1.0f);
+        offset = call.mean ? load_lanes(call.offset + at, count) : all_lanes(0.0f);
+    }
+};
+
+// The mean is taken off first, not folded into the offset: x and its mean may be large beside what remains.
+template <bool normed, bool silu_on>
+FASTCOND_INLINE FourLanes activated(FourLanes x, const Norm& norm) {
+    if constexpr (normed)
+        for (Lanes& part : x.of) part = fused(part - norm.mean, norm.gain, norm.offset);
+    if constexpr (silu_on) return silu(x);
+    return x;
+}
+
+// `count` positions of x, `stride` apart, as they enter the convolution, side by side in `to`.
+template <bool normed, bool silu_on>
+FASTCOND_INLINE void load_run(const float* x, int64_t stride, int64_t count, int64_t channels, const Norm& norm, float* to) {
+    const auto load = [&](int64_t i) FASTCOND_INLINE_LAMBDA {
+        return channels == lanes ? load_lanes(x + i * stride) : load_lanes(x + i * stride, channels);
+    };
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const FourLanes of_four = activated<normed, silu_on>({{load(i), load(i + 1), load(i + 2), load(i + 3)}}, norm);
+        for (int64_t j = 0; j < 4; ++j) store_lanes(to + (i + j) * lanes, of_four.of[j]);
+    }
+    for (; i < count; ++i) store_lanes(to + i * lanes, activated<normed, silu_on>({{load(i)}}, norm).of[0]);
+}
+
+FASTCOND_INLINE void fill_zero(float* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) store_lanes(to + i * lanes, all_lanes(0.0f));
+}
+
+// A rectangle of an image, in positions; it may reach over the image's edge, where the convolution sees zeros.
+struct Rectangle {
+    int64_t top, left, rows, columns;
+};
+
+template <bool normed, bool silu_on>
+FASTCOND_INLINE void load_rectangle(const NormConv& call, int64_t image, const Rectangle& r, int64_t first, float* to) {
+    const int64_t channels = smaller(lanes, call.channels - first);
+    const Norm norm(call, image, first, channels);
+    const int64_t begin = larger(0, -r.left), end = smaller(r.columns, call.width - r.left);
+    for (int64_t row = 0; row < r.rows; ++row, to += r.columns * lanes) {
+        const int64_t y = r.top + row;
+        if (y < 0 || y >= call.height) {
+            fill_zero(to, r.columns);
+            continue;
+        }
+        const float* x = call.x + ((image * call.height + y) * call.width + r.left + begin) * call.channels + first;
+        fill_zero(to, begin);
+        load_run<normed, silu_on>(x, call.channels, end - begin, channels, norm, to + begin * lanes);
+        fill_zero(to + end * lanes, r.columns - end);
+    }
+}
+
+// B^T d
+FASTCOND_INLINE void transform_inputs(const Lanes (&d)[inputs], Lanes (&t)[inputs]) {
+    using namespace winograd;
+    const Lanes minus_a2 = all_lanes(float(-a2)), minus_b2 = all_lanes(float(-b2)), both = all_lanes(float(a2 * b2));
+    const Lanes minus_sum = all_lanes(float(-(a2 + b2)));
+    const Lanes even_a = fused(minus_b2, d[2], d[4]), odd_a = fused(minus_b2, d[1], d[3]);
+    const Lanes even_b = fused(minus_a2, d[2], d[4]), odd_b = fused(minus_a2, d[1], d[3]);
+    t[0] = fused(both, d[0], fused(minus_sum, d[2], d[4]));
+    t[1] = fused(all_lanes(float(a)), odd_a, even_a);
+    t[2] = fused(all_lanes(float(-a)), odd_a, even_a);
+    t[3] = fused(all_lanes(float(b)), odd_b, even_b);
+    t[4] = fused(all_lanes(float(-b)), odd_b, even_b);
+    t[5] = fused(both, d[1], fused(minus_sum, d[3], d[5]));
+}
+
+// A^T m
+FASTCOND_INLINE void transform_outputs(const Lanes (&m)[inputs], Lanes (&y)[outputs]) {
+    using namespace winograd;
+    const Lanes sum_a = m[1] + m[2], difference_a = m[1] - m[2], sum_b = m[3] + m[4], difference_b = m[3] - m[4];
+    y[0] = m[0] + sum_a + sum_b;
+    y[1] = fused(all_lanes(float(a)), difference_a, all_lanes(float(b)) * difference_b);
+    y[2] = fused(all_lanes(float(a2)), sum_a, all_lanes(float(b2)) * sum_b);
+    y[3] = fused(all_lanes(float(a2 * a)), difference_a, fused(all_lanes(float(b2 * b)), difference_b, m[5]));
+}
+
+// A tile's 6x6 inputs, whose rows are `row` floats apart, to its 36 places of v, `place` floats apart: B^T d B.
+FASTCOND_INLINE void transform_tile(const float* d, int64_t row, float* v, int64_t place) {
+    Lanes half[inputs][inputs], in[inputs], out[inputs];
+#pragma GCC unroll 6
+    for (int j = 0; j < inputs; ++j) {
+        for (int i = 0; i < inputs; ++i) in[i] = load_lanes(d + i * row + j * lanes);
+        transform_inputs(in, out);
+        for (int i = 0; i < inputs; ++i) half[i][j] = out[i];
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < inputs; ++i) {
+        transform_inputs(half[i], out);
+        for (int j = 0; j < inputs; ++j) store_lanes(v + (i * inputs + j) * place, out[j]);
+    }
+}
+
+// Of sixteen features over the positions seen so far.
+struct Statistics {
+    Lanes mean, m2;
+};
+
+// (mean, m2) of `count` values and of `more` others become those of all (Chan, Golub & LeVeque 1979).
+FASTCOND_INLINE void merge(Statistics& all, int64_t count, const Statistics& others, int64_t more) {
+    const float share = float(more) / float(count + more);
+    const Lanes distance = others.mean - all.mean;
+    all.mean = fused(distance, all_lanes(share), all.mean);
+    all.m2 = fused(distance * distance, all_lanes(share * float(count)), all.m2 + others.m2);
+}
+
+// Of a tile's outputs inside the image: its rows of 4, of which `columns` count.
+FASTCOND_INLINE Statistics statistics_of(const Lanes (&y)[outputs][outputs], int64_t rows, int64_t columns) {
+    const auto each = [&](auto step) FASTCOND_INLINE_LAMBDA {
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < columns; ++j) step(y[i][j]);
+    };
+    Lanes sum = all_lanes(0.0f), m2 = all_lanes(0.0f);
+    each([&](const Lanes& value) FASTCOND_INLINE_LAMBDA { sum = sum + value; });
+    const Lanes mean = sum * all_lanes(1.0f / float(rows * columns));
+    each([&](const Lanes& value) FASTCOND_INLINE_LAMBDA {
+        const Lanes distance = value - mean;
+        m2 = fused(distance, distance, m2);
+    });
+    return {mean, m2};
+}
+
+// Where a tile's outputs go, and what is added to them.
+struct Target {
+    float* y;  // of the tile's first position; the residual likewise
+    const float* residual;
+    int64_t row, column;    // floats from a position to the one below, and to the next
+    int64_t rows, columns;  // of the tile inside the image
+    int64_t features;       // of sixteen
+};
+
+// A^T m A + bias + residual of sixteen features. `edge`: the tile reaches over the image's edge, or there are fewer features.
+template <bool edge>
+FASTCOND_INLINE void finish_tile(const float* m, int64_t place, const Lanes& bias, const Target& to, Lanes (&y)[outputs][outputs]) {
+    Lanes half[outputs][inputs], in[inputs], out[outputs];
+#pragma GCC unroll 6
+    for (int j = 0; j < inputs; ++j) {
+        for (int i = 0; i < inputs; ++i) in[i] = load_lanes(m + (i * inputs + j) * place);
+        transform_outputs(in, out);
+        for (int i = 0; i < outputs; ++i) half[i][j] = out[i];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < outputs; ++i) {
+        transform_outputs(half[i], out);
+#pragma GCC unroll 4
+        for (int j = 0; j < outputs; ++j) {
+            y[i][j] = out[j] + bias;
+            if (edge && (i >= to.rows || j >= to.columns)) continue;
+            const int64_t at = i * to.row + j * to.column;
+            if (edge && to.features < lanes) {
+                if (to.residual) y[i][j] = y[i][j] + load_lanes(to.residual + at, to.features);
+                store_lanes(to.y + at, y[i][j], to.features);
+            } else {
+                if (to.residual) y[i][j] = y[i][j] + load_lanes(to.residual + at);
+                store_lanes(to.y + at, y[i][j]);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace fastcond::cpu::FASTCOND_ISA
