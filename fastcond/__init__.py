@@ -1,12 +1,21 @@
-"""fastcond: train and sample class-conditional diffusion models: a label in, images out."""
+"""fastcond: train and sample class-conditional diffusion models: a label in, images out.
 
-from fastcond.config import DiffusionConfig, UNetConfig
-from fastcond.data import LabelledImages, open_dataset
-from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm
-from fastcond.engine import generate
-from fastcond.interop import accelerate
-from fastcond.nn import ConditionalUNet
-from fastcond.training import Run, load_run
+The public names are loaded when they are first asked for: a command that samples does not wait for what trains.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcond.config import DiffusionConfig, UNetConfig
+    from fastcond.data import LabelledImages, open_dataset
+    from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm
+    from fastcond.engine import generate
+    from fastcond.interop import accelerate
+    from fastcond.nn import ConditionalUNet
+    from fastcond.training import Run, load_run
 
 __version__ = "0.1.0"
 
@@ -25,3 +34,25 @@ __all__ = [
     "load_run",
     "open_dataset",
 ]
+
+_HOMES = {
+    "config": ("DiffusionConfig", "UNetConfig"),
+    "data": ("LabelledImages", "open_dataset"),
+    "diffusion": ("NoiseSchedule", "StepTable", "ddim", "ddpm"),
+    "engine": ("generate",),
+    "interop": ("accelerate",),
+    "nn": ("ConditionalUNet",),
+    "training": ("Run", "load_run"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,12 +34,13 @@ def run(main: Callable[[argparse.Namespace], int], parser: Parser, arguments: Se
     --debug shows the traceback. Warnings are one line too. A programming error keeps its traceback.
     """
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
-    options = parser.parse_args(arguments)
+    with importing(parser.prog):
+        options = parser.parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"{parser.prog}: warning: {message}\n"
     try:
         return main(options)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{parser.prog}: interrupted{f': {stop}' if stop.args else ''}", file=sys.stderr)
         return 130
     except Exception as error:
         message = _user_message(error)
@@ -45,10 +50,34 @@ def run(main: Callable[[argparse.Namespace], int], parser: Parser, arguments: Se
         return 2
 
 
+@contextmanager
+def importing(program: str) -> Iterator[None]:
+    """Around slow imports: Ctrl-C ends the process with one line and exit code 130.
+
+    As an exception it would be swallowed, or become another error, where a module handles a failed import of its own.
+    """
+
+    def stop(*_: object) -> None:
+        print(f"{program}: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    try:
+        before = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread, which Ctrl-C does not reach
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _user_message(error: Exception) -> str | None:
     """The line for an error of the user's or of the machine's; None for an error of the program's."""
-    # PyTorch's allocator on a CPU raises a plain RuntimeError.
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # PyTorch has an error of its own for a GPU; its allocator on a CPU raises a plain RuntimeError.
+    torch = sys.modules.get("torch")
+    kinds = MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)
+    out_of_memory = isinstance(error, kinds) or "can't allocate memory" in str(error)
     if out_of_memory or isinstance(error, OverflowError):
         return f"out of memory ({_one_line(error)}); use a smaller --batch-size, --n or --size"
     return _one_line(error) if isinstance(error, ValueError | OSError) else None
@@ -59,6 +88,8 @@ def choose_device(name: str) -> torch.device:
 
     Raises: ValueError for a name that is none or a device that is not there.
     """
+    import torch  # here, so that --help and a wrong flag do not wait for it
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

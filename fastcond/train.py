@@ -10,18 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from fastcond.command_line import Parser, choose_device, image_size, number, path, run, seed_number, whole_number
+from fastcond.command_line import Parser, choose_device, image_size, importing, number, path, run, seed_number, whole_number
 from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, PRESETS, SCHEDULES, WEIGHTINGS
-from fastcond.data import LabelledImages, open_dataset
-from fastcond.engine import generate
-from fastcond.images import image_grid, row_name, write_png
-from fastcond.nn import ConditionalUNet
-from fastcond.training import Intervals, Progress, RunDirectory, Trainer
-from fastcond.training.configure import new_config, require_same_kind, resumed_config
-from fastcond.training.distributed import join_process_group
+
+PROGRAM = "python -m fastcond.train"
+with importing(PROGRAM):
+    import torch
+    from tqdm import tqdm
+
+    from fastcond.data import LabelledImages, open_dataset
+    from fastcond.engine import generate
+    from fastcond.images import image_grid, row_name, write_png
+    from fastcond.nn import ConditionalUNet
+    from fastcond.training import Intervals, Progress, RunDirectory, Trainer
+    from fastcond.training.configure import new_config, require_same_kind, resumed_config
+    from fastcond.training.distributed import join_process_group
 
 _GRID_COLUMNS, _GRID_ROWS, _GRID_STEPS, _GRID_GUIDANCE = 8, 10, 25, 2.0
 _SECONDS_BETWEEN_LINES = 30.0
@@ -30,7 +33,7 @@ _KEEP = 3
 
 def build_parser() -> Parser:
     """The flags of the command line."""
-    parser = Parser(prog="python -m fastcond.train", description="Train a class-conditional diffusion model on labelled images.")
+    parser = Parser(prog=PROGRAM, description="Train a class-conditional diffusion model on labelled images.")
     toggle = argparse.BooleanOptionalAction
     where = parser.add_argument_group("what and where")
     where.add_argument(

@@ -1,5 +1,5 @@
 """The sampling engine."""
 
-from fastcond.engine.generate import generate, step_table, to_uint8
+from fastcond.engine.generate import generate, generate_batches, step_table, to_uint8
 
-__all__ = ["generate", "step_table", "to_uint8"]
+__all__ = ["generate", "generate_batches", "step_table", "to_uint8"]

@@ -51,6 +51,46 @@ def generate(
     Raises: ValueError naming the argument that does not fit and what was found.
     Source: Ho et al. 2020 algorithm 2; Ho & Salimans 2022 eq. 6.
     """
+    batches = generate_batches(
+        model,
+        labels,
+        guidance=guidance,
+        sampler=sampler,
+        steps=steps,
+        seed=seed,
+        indices=indices,
+        batch_size=batch_size,
+        guidance_interval=guidance_interval,
+        on_step=on_step,
+    )
+    images = np.empty((len(labels), *model.config.image_size, model.config.out_channels), dtype=np.uint8)
+    first = 0
+    for batch in batches:
+        images[first : first + len(batch)] = batch
+        first += len(batch)
+    return images
+
+
+def generate_batches(
+    model: ConditionalUNet,
+    labels: Sequence[int] | np.ndarray | Tensor,
+    *,
+    guidance: float | Sequence[float] = 1.0,
+    sampler: str | Callable[..., StepTable] | StepTable = "ddpm",
+    steps: int = 100,
+    seed: int = 0,
+    indices: Sequence[int] | np.ndarray | None = None,
+    batch_size: int | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    on_step: OnStep | None = None,
+    start: int = 0,
+) -> Iterator[np.ndarray]:
+    """`generate`, batch after batch, for more images than fit into memory.
+
+    Args: those of `generate`. start: the images before this one are left out; the others are what they are without it.
+    Returns: an iterator of uint8 [B, H, W, C], at most batch_size images each; a batch is drawn when it is asked for.
+    Raises: ValueError at the call, not at the first batch.
+    """
     config = model.config
     if config.in_channels != config.out_channels:
         raise ValueError(f"the network maps {config.in_channels} to {config.out_channels} channels; sampling needs equal numbers")
@@ -75,11 +115,12 @@ def generate(
     if not np.isfinite(scales).all():
         raise ValueError(f"guidance is {guidance}; it must be finite (1 is off)")
     scales = np.broadcast_to(scales, (count,))
-    images = np.empty((count, *config.image_size, config.out_channels), dtype=np.uint8)
-    with torch.no_grad(), _evaluating(model):
-        for first in range(0, count, batch_size):
-            part = slice(first, first + batch_size)
-            guided = bool((scales[part] != 1.0).any())
+
+    def draw(first: int) -> np.ndarray:
+        part = slice(first, first + batch_size)
+        guided = bool((scales[part] != 1.0).any())
+        # Left after each batch: between two of them the caller's code runs, in the caller's modes.
+        with torch.no_grad(), _evaluating(model):
             x_0 = _sample_batch(
                 model,
                 table,
@@ -87,10 +128,11 @@ def generate(
                 seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
                 guidance=torch.tensor(scales[part], device=device),
                 guided_rows=[guided and row_inside for row_inside in inside],
-                on_step=None if on_step is None else lambda row, x_0, first=first: on_step(row, first, x_0),  # type: ignore[misc]
+                on_step=None if on_step is None else lambda row, x_0: on_step(row, first, x_0),
             )
-            images[part] = to_uint8(x_0)
-    return images
+        return to_uint8(x_0)
+
+    return map(draw, range(start, count, batch_size))
 
 
 def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] | StepTable, steps: int) -> StepTable:

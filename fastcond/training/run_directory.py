@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fastcond.config import RunConfig, from_dict, to_dict
 from fastcond.nn import ConditionalUNet
@@ -26,13 +27,17 @@ _PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class Run:
-    """A loaded run: `model` (the EMA weights, eval mode), what it was configured with, its class names, and its step."""
+    """A loaded run: `model` (the EMA weights, eval mode), what it was configured with, its class names, and its step.
+
+    weights_sha256: the sum of the file of the weights, which tells this model from any other.
+    """
 
     model: ConditionalUNet = field(repr=False)
     config: RunConfig = field(repr=False)
     class_names: tuple[str, ...]
     step: int
     path: Path
+    weights_sha256: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -208,8 +213,8 @@ def load_run(path: str | Path, *, step: int | None = None, device: str | torch.d
     directory = RunDirectory(path)
     config = directory.read_config()
     checkpoint = directory.read_checkpoint(step, files=("ema",))
-    # On "meta" no time goes into initial weights that the checkpoint replaces.
-    with torch.device("meta"):
+    # No time goes into initial weights that the checkpoint replaces.
+    with torch.device("meta"), _NoInitialWeights():
         model = ConditionalUNet(config.network, config.diffusion)
     try:
         model.load_state_dict(dict(checkpoint.tensors["ema"]), assign=True)
@@ -220,7 +225,20 @@ def load_run(path: str | Path, *, step: int | None = None, device: str | torch.d
     class_names = directory.read_class_names()
     if len(class_names) != config.network.num_classes:
         raise ValueError(f"{directory.path} names {len(class_names)} classes, its network has {config.network.num_classes}")
-    return Run(model, config, class_names, checkpoint.step, directory.path)
+    weights_sha256 = str(checkpoint.state["sha256"]["ema.safetensors"])
+    return Run(model, config, class_names, checkpoint.step, directory.path, weights_sha256)
+
+
+class _NoInitialWeights(TorchFunctionMode):
+    """Leaves tensors as torch.nn.init finds them. Even on "meta" a random one would load torch._dynamo, a second of imports."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

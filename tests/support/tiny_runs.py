@@ -12,7 +12,10 @@ import torch
 
 from fastcond.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig, UNetConfig
 from fastcond.data import LabelledImages
+from fastcond.nn import ConditionalUNet
 from fastcond.training import RunDirectory, Trainer
+from fastcond.training.run_directory import Checkpoint
+from tests.support.networks import perturb
 
 CLASS_NAMES = ("dark", "bright")
 
@@ -47,6 +50,17 @@ def tiny_config(**training: Any) -> RunConfig:
         ),
         data=DataConfig(source="made by the test"),
     )
+
+
+def write_run(folder: Path) -> Path:
+    """An untrained run to sample from, whose every layer acts."""
+    config, directory = tiny_config(), RunDirectory(folder)
+    directory.create(config, CLASS_NAMES)
+    torch.manual_seed(0)
+    model = ConditionalUNet(config.network, config.diffusion)
+    perturb(model)
+    directory.write_checkpoint(1, Checkpoint({"ema": model.state_dict()}, {"step": 1}))
+    return folder
 
 
 def last_checkpoint(run: Path) -> dict[str, str]:

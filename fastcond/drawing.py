@@ -1,0 +1,199 @@
+"""What `python -m fastcond.sample` does once its flags are read: load, draw, write, and say what came out."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from fastcond.command_line import choose_device
+from fastcond.diffusion import SAMPLERS
+from fastcond.engine import generate_batches, step_table, to_uint8
+from fastcond.images import image_grid, row_name, write_gif, write_png
+from fastcond.sample_folder import SampleFolder
+from fastcond.training import load_run
+
+ALL_NAME, NULL_NAME = "all", "null"
+_MOST_COLUMNS, _MOST_ROWS, _MOST_ROWS_A_LABEL = 10, 100, 10
+_GIF_FRAMES = 50
+_STEPS = 100
+
+
+def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
+    """The labels that --label asks for, in its order. K stands for "null".
+
+    Raises: ValueError for an index out of range or a name that is unknown, with the list of those that are known.
+    """
+    known = {name: label for label, name in enumerate(class_names)}
+    # A class may have a comma in its name, or a number for a name.
+    words = [text] if text in known else [word.strip() for word in text.split(",") if word.strip()]
+    labels: list[int] = []
+    for word in words:
+        if word in known:
+            labels.append(known[word])
+        elif word == ALL_NAME:
+            labels += range(len(class_names))
+        elif word == NULL_NAME:
+            labels.append(len(class_names))
+        elif re.fullmatch(r"-?\d+", word) and 0 <= int(word) < len(class_names):
+            labels.append(int(word))
+        else:
+            names = ", ".join(f"{label} {name}" for label, name in enumerate(class_names[:50]))
+            more = f" and {len(class_names) - 50} more" if len(class_names) > 50 else ""
+            raise ValueError(f"--label {word!r} is no class of this run; it knows {names}{more}, all and null")
+    if not labels:
+        raise ValueError(f"--label {text!r} names no class; give a class name, an index, all or null")
+    repeated = {label for label in labels if labels.count(label) > 1}
+    if repeated:
+        raise ValueError(f"--label names class {min(repeated)} twice; use --n for more images of it")
+    return labels
+
+
+def draw(options: argparse.Namespace) -> int:
+    """Draw what the flags ask for, into a folder. Returns the exit code."""
+    loaded = load_run(options.run, step=options.checkpoint, device=choose_device(options.device))
+    labels = choose_labels(options.label, loaded.class_names)
+    flags = {"variance": ("ddpm", options.variance), "eta": ("ddim", options.eta)}
+    for flag, (sampler, value) in flags.items():
+        if value is not None and options.sampler != sampler:
+            raise ValueError(f"--{flag} is a setting of {sampler}; leave it out or use --sampler {sampler}")
+    given = {flag: value for flag, (_, value) in flags.items() if value is not None}
+    steps = options.steps or min(_STEPS, loaded.model.diffusion.num_timesteps)
+    table = step_table(loaded.model, partial(SAMPLERS[options.sampler], **given), steps)
+    uses_null = options.cfg != 1.0 or len(loaded.class_names) in labels
+    if uses_null and loaded.config.training.label_dropout == 0:
+        warnings.warn(
+            "this run was trained with --label-dropout 0, so it never saw the null label that this draws with", stacklevel=1
+        )
+    names = [*loaded.class_names, NULL_NAME]
+    image_shape = (*loaded.config.network.image_size, loaded.config.network.out_channels)
+    layout = Layout(labels, options.n, names)
+    each, indices = np.repeat(labels, options.n), np.tile(np.arange(options.n), len(labels))
+    generate = partial(
+        generate_batches,
+        loaded.model,
+        guidance=options.cfg,
+        sampler=table,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        guidance_interval=tuple(options.cfg_interval) if options.cfg_interval else None,
+    )
+    folder = SampleFolder(
+        Path(options.out),
+        {
+            "run": str(options.run),
+            "step": loaded.step,
+            "weights_sha256": loaded.weights_sha256,
+            "labels": labels,
+            "n": options.n,
+            "cfg": options.cfg,
+            "cfg_interval": options.cfg_interval,
+            "sampler": options.sampler,
+            "steps": table.num_rows,
+            **given,
+            "seed": options.seed,
+        },
+        labels=labels,
+        n=options.n,
+        names=names,
+        image_shape=image_shape,
+        seed=options.seed,
+        resume=options.resume,
+        all_pngs=options.png,
+    )
+    frames = Frames(layout, image_shape, table.num_rows if options.gif else 0)
+    with _progress(folder.total, folder.begun_with, table.num_rows) as advance:
+
+        def on_step(row: int, first: int, x_0: Tensor) -> None:
+            advance(len(x_0))
+            frames.record(row, np.arange(first, first + len(x_0)), x_0)
+
+        batches = generate(each, indices=indices, start=folder.begun_with, on_step=on_step)
+        with folder:
+            for batch in batches:
+                folder.add(batch)
+    if options.gif and folder.begun_with:
+        # Of the images in the picture, those that an earlier process drew: their frames are drawn again.
+        again = layout.positions[layout.positions < folder.begun_with]
+        recorded = generate(
+            each[again],
+            indices=indices[again],
+            on_step=lambda row, first, x_0: frames.record(row, again[first : first + len(x_0)], x_0),
+        )
+        for _ in recorded:
+            pass
+    write_png(layout.picture(folder.read(layout.positions.tolist())), folder.path / "grid.png")
+    if options.gif:
+        write_gif([layout.picture(frame) for frame in frames.images()], folder.path / "denoising.gif")
+    shown = ", ".join(names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
+    print(
+        f"drew {options.n} of each: {shown}; from step {loaded.step} of {options.run} "
+        f"with {options.sampler}, {table.num_rows} steps, cfg {options.cfg:g}: {folder.path / 'grid.png'}"
+    )
+    return 0
+
+
+class Layout:
+    """How a set is shown in one picture: whole rows a label, of many images the first.
+
+    positions: int64, ascending; the images that are shown, `n` of each label being numbered label by label.
+    """
+
+    def __init__(self, labels: Sequence[int], n: int, names: Sequence[str]) -> None:
+        rows = -(-n // _MOST_COLUMNS)
+        self._columns = -(-n // rows)
+        labels = labels[:_MOST_ROWS]
+        rows = min(rows, _MOST_ROWS_A_LABEL, max(1, _MOST_ROWS // len(labels)))
+        self._cells, self._num_labels = rows * self._columns, len(labels)
+        a_label = np.arange(min(n, self._cells))
+        self.positions = (np.arange(len(labels))[:, None] * n + a_label).reshape(-1)
+        self._row_names = [row_name(label, names[label]) if row == 0 else "" for label in labels for row in range(rows)]
+
+    def picture(self, images: np.ndarray) -> Image.Image:
+        """images: uint8 [len(positions), H, W, C]. Each label's are padded with white to whole rows."""
+        per_label = images.reshape(self._num_labels, -1, *images.shape[1:])
+        padding = [(0, 0), (0, self._cells - per_label.shape[1]), (0, 0), (0, 0), (0, 0)]
+        padded = np.pad(per_label, padding, constant_values=255)
+        return image_grid(padded.reshape(-1, *images.shape[1:]), self._columns, self._row_names)
+
+
+class Frames:
+    """The x_0 predictions of the shown images, at up to 50 of the sampler's rows; none where there are no rows."""
+
+    def __init__(self, layout: Layout, image_shape: tuple[int, ...], num_rows: int) -> None:
+        self._positions = layout.positions
+        shown = np.linspace(0, num_rows - 1, min(_GIF_FRAMES, num_rows)).round() if num_rows else ()
+        self._frames = {int(row): np.zeros((len(self._positions), *image_shape), np.uint8) for row in shown}
+
+    def record(self, row: int, positions: np.ndarray, x_0: Tensor) -> None:
+        """Keep what a batch looks like after a row. positions: of its images, ascending. x_0: [B, C, H, W]."""
+        if row in self._frames:
+            _, slots, found = np.intersect1d(self._positions, positions, assume_unique=True, return_indices=True)
+            if len(slots):
+                self._frames[row][slots] = to_uint8(x_0)[found]
+
+    def images(self) -> list[np.ndarray]:
+        """One array a frame, like the shown images."""
+        return list(self._frames.values())
+
+
+@contextmanager
+def _progress(total: int, begun_with: int, steps: int) -> Iterator[Callable[[int], None]]:
+    """A bar of images, with images a second and the time that is left, on a terminal. Yields what to call at each image step."""
+    if not sys.stderr.isatty():
+        yield lambda images: None
+        return
+    from tqdm import tqdm  # here, since most runs of a few images end before it would be loaded
+
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:,.0f} of {total:,} [{elapsed}, {remaining} left, {rate_noinv_fmt}]"
+    with tqdm(total=total, initial=begun_with, unit=" images", desc="sampling", leave=False, bar_format=form) as bar:
+        yield lambda images: (bar.update(images / steps), None)[1]
