@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS, TABLE = FOLDER / "results", FOLDER / "RESULTS.md"
 BASELINES = ("reference", "eager", "compile")
 OVERHEAD = "call overhead"
-OPS = ("ada_group_norm", "diffusion_step", "norm_conv", "philox_normal")
+OPS = ("ada_group_norm", "diffusion_step", "norm_conv", "philox_normal", "small_attention")
 PACKAGES = ("fastcond", "torch", "triton", "numpy", "diffusers")
 Json = dict[str, Any]
 

@@ -16,6 +16,7 @@
 #include "cpu/instruction_set.h"
 #include "cpu/norm_conv.h"
 #include "cpu/philox.h"
+#include "cpu/small_attention.h"
 #if defined(FASTCOND_CUDA)
 #include "cuda/diffusion_step.h"
 #endif
@@ -67,6 +68,13 @@ void convolve(std::array<Address, 10> tensors, std::array<int64_t, 8> n) {
                               floats(8), floats(9), n[0], n[1], n[2], n[3], n[4], n[5], n[6] != 0, int(n[7])});
 }
 
+// Tensors as in SmallAttention's fields, 0 for none, and [B, tokens, C, heads, threads].
+void attend(std::array<Address, 9> tensors, std::array<int64_t, 5> n) {
+    const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    fastcond::cpu::small_attention({floats(0), floats(1), floats(2), floats(3), floats(4), floats(5), floats(6), floats(7),
+                                    floats(8), n[0], n[1], n[2], n[3], int(n[4])});
+}
+
 void pack(Address weight, Address packed, int64_t channels, int64_t features, int threads) {
     fastcond::cpu::pack_conv_weight(reinterpret_cast<const float*>(weight), reinterpret_cast<float*>(packed), channels,
                                     features, threads);
@@ -114,6 +122,8 @@ NB_MODULE(_native, module) {
                "dx"_a, "A"_a, "B"_a, nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
     module.def("norm_conv", &convolve, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
                "tensors and numbers as in convolve");
+    module.def("small_attention", &attend, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "tensors and numbers as in attend");
     module.def("pack_conv_weight", &pack, "weight"_a, "packed"_a, "channels"_a, "features"_a, "threads"_a,
                nb::call_guard<nb::gil_scoped_release>(), "weight float32 [features, channels, 3, 3] -> packed");
     module.def("diffusion_step", &step, "tensors"_a, "numbers"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),

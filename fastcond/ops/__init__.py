@@ -4,5 +4,15 @@ from fastcond.ops.ada_group_norm import ada_group_norm
 from fastcond.ops.diffusion_step import diffusion_step
 from fastcond.ops.norm_conv import norm_conv, pack_conv_weight
 from fastcond.ops.philox import philox_bits, philox_normal
+from fastcond.ops.small_attention import pack_attention_weights, small_attention
 
-__all__ = ["ada_group_norm", "diffusion_step", "norm_conv", "pack_conv_weight", "philox_bits", "philox_normal"]
+__all__ = [
+    "ada_group_norm",
+    "diffusion_step",
+    "norm_conv",
+    "pack_attention_weights",
+    "pack_conv_weight",
+    "philox_bits",
+    "philox_normal",
+    "small_attention",
+]

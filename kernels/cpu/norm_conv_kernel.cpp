@@ -6,10 +6,8 @@
 //
 // No standard-library templates: the linker would keep one instance for all builds, perhaps the one with the widest
 // instructions.
-#include <cstdint>
-#include <cstdlib>
-
 #include "norm_conv_transforms.h"
+#include "workspace.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
@@ -17,23 +15,6 @@ namespace {
 constexpr int64_t block_floats = int64_t{160} << 10;  // of V, which shares a core's cache with M and the weights
 constexpr int64_t fewest_tiles = 14;                  // fewer would wait for the weights
 constexpr int64_t products_worth_a_thread = 1 << 18;
-
-// Memory that a thread keeps from call to call, at the start of a cache line.
-struct Workspace {
-    void* memory = nullptr;
-    int64_t size = 0;
-
-    float* take(int64_t count) {
-        if (count > size) {
-            std::free(memory);
-            memory = std::malloc(size_t(count) * sizeof(float) + 63);
-            if (memory == nullptr) std::abort();  // no exception may leave a parallel region
-            size = count;
-        }
-        return reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(memory) + 63) & ~std::uintptr_t{63});
-    }
-    ~Workspace() { std::free(memory); }
-};
 
 // How a batch is cut into blocks of tiles: several images, some rows of tiles of one, or part of one row. Which tiles of an image are
 // together follows from its own shape, for the sake of the statistics.
@@ -164,9 +145,9 @@ void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block
     const int64_t width = call.features - first > lanes ? panel : lanes;
     const float* u = call.packed + first * products * call.channels + (feature - first);
     for (int64_t xi = 0; xi < products; ++xi)
-        multiply_tiles({v + xi * v_place(call, tiles), u + xi * call.channels * width, m + xi * m_place(tiles),
-                        tiles * lanes, call.channels, width},
-                       tiles, columns);
+        multiply_all(Product{v + xi * v_place(call, tiles), u + xi * call.channels * width,
+                             m + xi * m_place(tiles), tiles * lanes, call.channels, width},
+                     tiles, columns);
     for (int64_t column = 0; column < columns; column += lanes)
         if (feature + column < call.features)
             finish_features(call, blocks, block, feature + column, m + column, partial);
@@ -205,13 +186,13 @@ void norm_conv(const NormConv& call) {
     const int64_t columns = parts_of(call.features, panel) % threads == 0 ? panel : lanes;
     const int64_t feature_parts = parts_of(call.features, columns);
     const int64_t partial_size = call.y_mean ? call.batch * blocks.parts() * 2 * call.features : 0;
-    const int64_t shared_size = alone < blocks.count ? (v_size(call, blocks) + 15) / 16 * 16 : 0;
+    const int64_t shared_size = alone < blocks.count ? whole_lines(v_size(call, blocks)) : 0;
     float* shared = of_call.take(partial_size + shared_size);
     float* partial = call.y_mean ? shared + shared_size : nullptr;
 #pragma omp parallel num_threads(int(threads)) if (threads > 1)
     {
         thread_local Workspace of_thread;
-        const int64_t v_own = alone ? (v_size(call, blocks) + 15) / 16 * 16 : 0, m_own = (m_size(blocks) + 15) / 16 * 16;
+        const int64_t v_own = alone ? whole_lines(v_size(call, blocks)) : 0, m_own = whole_lines(m_size(blocks));
         float* m = of_thread.take(v_own + m_own + rectangle_size(blocks));
         float *v = m + m_own, *positions = v + v_own;
 #pragma omp for schedule(dynamic) nowait

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "norm_conv.h"
-#include "norm_conv_gemm.h"
 #include "norm_conv_points.h"
+#include "products.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
@@ -12,10 +12,6 @@ namespace {
 using winograd::inputs;
 using winograd::outputs;
 using winograd::products;
-
-FASTCOND_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-FASTCOND_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-FASTCOND_INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Channels [first, first + count) of one image's norm.
 struct Norm {

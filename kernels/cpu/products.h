@@ -1,0 +1,159 @@
+// Products of matrices with the sums in registers, by fused multiply-adds: the only kernels whose bits differ between
+// instruction sets. An element's terms are added one after another, whatever rows and columns are computed beside it.
+#pragma once
+
+#include "lanes.h"
+
+namespace fastcond::cpu::FASTCOND_ISA {
+namespace {
+
+FASTCOND_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTCOND_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTCOND_INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+constexpr int64_t register_lanes = lanes / registers;
+constexpr int64_t panel = 32;  // features of a block of the packed weight
+
+// a b + c, with one rounding where the processor can.
+FASTCOND_INLINE FloatRegister fused(FloatRegister a, FloatRegister b, FloatRegister c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+FASTCOND_INLINE Lanes fused(const Lanes& a, const Lanes& b, const Lanes& c) {
+    Lanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = fused(a.part[i], b.part[i], c.part[i]))
+    return result;
+}
+
+// A register tile is `rows` tiles by `vectors` registers of features: 28 sums of AVX-512's 32 registers, 12 of the others' 16.
+#if defined(__AVX512F__)
+constexpr int most_rows = 14;
+#else
+constexpr int most_rows = 6;
+#endif
+
+// [tiles x C] [C x width]. Channels come in chunks of 16: v is [chunks][tiles][16].
+struct Product {
+    const float* v;
+    const float* u;        // [C][width]
+    float* m;              // [tiles][panel]
+    int64_t chunk_stride;  // from a chunk of v to the next
+    int64_t channels;
+    int64_t width;         // features in a row of u, a panel's or 16
+};
+
+// Adds one term to every sum: of a column of `left`, whose rows are `row_stride` floats apart, and a row of `right`.
+template <int rows, int vectors, int row_stride>
+FASTCOND_INLINE void add_term(FloatRegister (&sums)[rows][vectors], const float* left, const float* right) {
+    FloatRegister b[vectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) std::memcpy(&b[j], right + j * register_lanes, sizeof b[j]);
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r) {
+        const FloatRegister a = left[r * row_stride] - FloatRegister{};  // in all lanes: x - 0 is x, -0 too
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; ++j) sums[r][j] = fused(a, b[j], sums[r][j]);
+    }
+}
+
+template <int rows, int vectors>
+FASTCOND_INLINE void set_zero(FloatRegister (&sums)[rows][vectors]) {
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; ++j) sums[r][j] = FloatRegister{};
+}
+
+template <int rows, int vectors>
+FASTCOND_INLINE void store_sums(const FloatRegister (&sums)[rows][vectors], float* to) {
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; ++j) std::memcpy(to + r * panel + j * register_lanes, &sums[r][j], sizeof sums[r][j]);
+}
+
+template <int rows, int vectors>
+void multiply(const Product& p) {
+    FloatRegister sums[rows][vectors];
+    set_zero(sums);
+    const float *v = p.v, *u = p.u;
+    const int64_t next = p.channels * p.width;
+    for (int64_t left = p.channels; left > 0; left -= lanes, v += p.chunk_stride)
+        for (int64_t c = 0; c < smaller(left, lanes); ++c, u += p.width) {
+#if defined(__GNUC__)
+            // The weights of the product that comes next: the processor's own prefetching stops at each page.
+#pragma GCC unroll 2
+            for (int64_t j = 0; j < vectors * register_lanes; j += 16) __builtin_prefetch(u + next + j);
+#endif
+            add_term<rows, vectors, int(lanes)>(sums, v + c, u);
+        }
+    store_sums(sums, p.m);
+}
+
+// left is stored by columns: [depth][left_stride], a column's rows side by side. right is [depth][right_stride], to [rows][panel].
+struct ColumnProduct {
+    const float* left;
+    const float* right;
+    float* to;
+    int64_t left_stride;
+    int64_t right_stride;
+    int64_t depth;
+};
+
+template <int rows, int vectors>
+void multiply(const ColumnProduct& p) {
+    FloatRegister sums[rows][vectors];
+    set_zero(sums);
+    const float *left = p.left, *right = p.right;
+    for (int64_t i = 0; i < p.depth; ++i, left += p.left_stride, right += p.right_stride)
+        add_term<rows, vectors, 1>(sums, left, right);
+    store_sums(sums, p.to);
+}
+
+template <int vectors, typename P>
+void multiply_rows(int64_t rows, const P& p) {
+    switch (rows) {
+#define FASTCOND_ROWS(n) \
+    case n: return multiply<n, vectors>(p);
+#if defined(__AVX512F__)
+        FASTCOND_ROWS(14) FASTCOND_ROWS(13) FASTCOND_ROWS(12) FASTCOND_ROWS(11) FASTCOND_ROWS(10) FASTCOND_ROWS(9)
+        FASTCOND_ROWS(8) FASTCOND_ROWS(7)
+#endif
+        FASTCOND_ROWS(6) FASTCOND_ROWS(5) FASTCOND_ROWS(4) FASTCOND_ROWS(3) FASTCOND_ROWS(2) FASTCOND_ROWS(1)
+#undef FASTCOND_ROWS
+    }
+}
+
+FASTCOND_INLINE Product moved(Product p, int64_t row, int64_t column) {
+    p.v += row * lanes;
+    p.u += column;
+    p.m += row * panel + column;
+    return p;
+}
+FASTCOND_INLINE ColumnProduct moved(ColumnProduct p, int64_t row, int64_t column) {
+    p.left += row;
+    p.right += column;
+    p.to += row * panel + column;
+    return p;
+}
+
+// `rows` by `columns` (16 or 32) of a product. The rows are divided evenly: 8 and 8 rather than 14 and 2.
+template <typename P>
+FASTCOND_INLINE void multiply_all(const P& p, int64_t rows, int64_t columns) {
+    const int64_t passes = parts_of(rows, most_rows);
+    constexpr int64_t pair = 2 * register_lanes;
+    for (int64_t column = 0; column < columns; column += pair)
+        for (int64_t pass = 0, row = 0, here = 0; pass < passes; ++pass, row += here) {
+            here = rows / passes + (pass < rows % passes);
+            if (columns - column >= pair) multiply_rows<2>(here, moved(p, row, column));
+            else multiply_rows<1>(here, moved(p, row, column));
+        }
+}
+
+}  // namespace
+}  // namespace fastcond::cpu::FASTCOND_ISA
