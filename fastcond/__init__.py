@@ -2,7 +2,7 @@
 
 from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.data import LabelledImages, open_dataset
-from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm
+from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm, dpmpp2m, heun
 from fastcond.engine import generate
 from fastcond.interop import accelerate
 from fastcond.nn import ConditionalUNet
@@ -21,7 +21,9 @@ __all__ = [
     "accelerate",
     "ddim",
     "ddpm",
+    "dpmpp2m",
     "generate",
+    "heun",
     "load_run",
     "open_dataset",
 ]

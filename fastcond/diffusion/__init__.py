@@ -2,7 +2,7 @@
 
 from fastcond.diffusion.guidance import guidance_per_row
 from fastcond.diffusion.objective import diffusion_loss, loss_weights
-from fastcond.diffusion.samplers import SAMPLERS, ddim, ddpm
+from fastcond.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp2m, heun
 from fastcond.diffusion.schedule import NoiseSchedule
 from fastcond.diffusion.step_table import StepTable
 
@@ -13,6 +13,8 @@ __all__ = [
     "ddim",
     "ddpm",
     "diffusion_loss",
+    "dpmpp2m",
     "guidance_per_row",
+    "heun",
     "loss_weights",
 ]

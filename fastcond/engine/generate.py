@@ -38,13 +38,13 @@ def generate(
         model: the denoiser; it runs where its parameters are, in eval mode, and is left as it was.
         labels: N integers in 0 .. K; K is the null label, "any class".
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
-        sampler: "ddpm" or "ddim", a function (schedule, steps, prediction=...) -> StepTable, or a StepTable.
-        steps: rows of the sampler's table, 1 .. T.
+        sampler: "ddpm", "ddim", "dpmpp2m" or "heun", a function (schedule, steps, prediction=...) -> StepTable, or a StepTable.
+        steps: steps of the sampler, 1 .. T; a step is one evaluation of the network, and up to two with heun.
         seed, indices: the noise of image i is a function of (seed, indices[i]) alone, whatever the batch and the other labels
             are. Both lie in [0, 2^32); indices default to 0 .. N-1.
         batch_size: images at a time; the result does not depend on it but for float rounding. Default 64.
-        guidance_interval: (start, stop) as fractions of the run in which guidance acts; outside, only the conditional half is
-            computed.
+        guidance_interval: (start, stop) as fractions of the run's timesteps in which guidance acts; outside, only the
+            conditional half is computed.
         on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32
             [B, C, H, W], which the next row overwrites).
     Returns: uint8 [N, H, W, C].
@@ -71,7 +71,10 @@ def generate(
     device = next(model.parameters()).device
     table = step_table(model, sampler, steps).to(device)
     # Rows where even an image of scale 2 would be unguided need no unconditional half at all.
-    inside = [w != 1.0 for w in guidance_per_row(2.0, table.num_rows, guidance_interval)]
+    # Rows of one timestep go together: an interval is one of noise.
+    visits, visit_of_row = table.timesteps.unique_consecutive(return_inverse=True)
+    guided_visits = [w != 1.0 for w in guidance_per_row(2.0, len(visits), guidance_interval)]
+    inside = [guided_visits[visit] for visit in visit_of_row.tolist()]
     if not np.isfinite(scales).all():
         raise ValueError(f"guidance is {guidance}; it must be finite (1 is off)")
     scales = np.broadcast_to(scales, (count,))
