@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, guidance_per_row
+from fastcond.engine.sampling_step import SamplingStep
 from fastcond.nn import ConditionalUNet
-from fastcond.ops import diffusion_step, philox_normal
-from fastcond.ops.philox import INITIAL_NOISE
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -123,35 +122,12 @@ def _sample_batch(
     on_step: Callable[[int, Tensor], None] | None,
 ) -> Tensor:
     """Run all rows for one batch. Returns the last x, float32 [B, C, H, W]."""
-    batch, shape = len(label), (model.config.in_channels, *model.config.image_size)
-    # Both halves of the guided batch live in one buffer, which every step fills anew; x is its first half.
-    buffer = torch.empty((2 * batch, *shape), device=label.device, memory_format=torch.channels_last)
-    x = buffer[:batch]
-    buffer.copy_(philox_normal(seeds, shape, stream=INITIAL_NOISE).repeat(2, 1, 1, 1))
-    x_0 = torch.zeros_like(x)
-    both_labels = torch.cat([label, torch.full_like(label, model.config.null_label)])
-    rows = torch.arange(table.num_rows, device=label.device)
+    step = SamplingStep(model, table, label=label, seeds=seeds, guidance=guidance)
     for row, guided in enumerate(guided_rows):
-        timestep = table.timesteps[row]
-        if guided:
-            out_cond, out_uncond = model(buffer, timestep.expand(2 * batch), both_labels).chunk(2)
-        else:
-            out_cond, out_uncond = model(x, timestep.expand(batch), label), None
-        diffusion_step(
-            x,
-            out_cond,
-            out_uncond,
-            table,
-            rows[row : row + 1],
-            seeds=seeds,
-            guidance=guidance,
-            history=x_0 if table.keeps_history else None,
-            out=buffer,
-            out_x_0=x_0,
-        )
+        step(guided)
         if on_step is not None:
-            on_step(row, x_0)
-    return x
+            on_step(row, step.x_0)
+    return step.x
 
 
 @contextmanager
