@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, guidance_per_row
+from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, check_percentile, check_rescale, guidance_per_row
 from fastcond.engine.sampling_step import SamplingStep
 from fastcond.nn import ConditionalUNet
 
@@ -29,6 +29,8 @@ def generate(
     indices: Sequence[int] | np.ndarray | None = None,
     batch_size: int | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float = 0.0,
+    dynamic_threshold: float | None = None,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
     """Draw one image a label.
@@ -44,11 +46,15 @@ def generate(
         batch_size: images at a time; the result does not depend on it but for float rounding. Default 64.
         guidance_interval: (start, stop) as fractions of the run's timesteps in which guidance acts; outside, only the
             conditional half is computed.
+        guidance_rescale: phi in [0, 1]; with g = u + w (c - u), phi std(c)/std(g) g + (1 - phi) g takes g's place; 0 is off.
+        dynamic_threshold: percentile in (0, 1] of |x_0| over an image, s = max(1, that); clamp(x_0, -s, s) / s takes the place
+            of the sampler's clamp; None is off. Neither changes the cost of the network, and a row then is several ops for one.
         on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32
             [B, C, H, W], which the next row overwrites).
     Returns: uint8 [N, H, W, C].
     Raises: ValueError naming the argument that does not fit and what was found.
-    Source: Ho et al. 2020 algorithm 2; Ho & Salimans 2022 eq. 6.
+    Source: Ho et al. 2020 algorithm 2; Ho & Salimans 2022 eq. 6; Lin et al. 2024 eq. 14 to 16 (rescale); Saharia et al. 2022
+        section 2.3 (dynamic thresholding).
     """
     config = model.config
     if config.in_channels != config.out_channels:
@@ -67,6 +73,10 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}; it must be at least 1")
 
+    check_rescale(guidance_rescale)
+    if dynamic_threshold is not None:
+        check_percentile(dynamic_threshold)
+
     device = next(model.parameters()).device
     table = step_table(model, sampler, steps).to(device)
     # Rows where even an image of scale 2 would be unguided need no unconditional half at all.
@@ -82,16 +92,20 @@ def generate(
         for first in range(0, count, batch_size):
             part = slice(first, first + batch_size)
             guided = bool((scales[part] != 1.0).any())
-            x_0 = _sample_batch(
+            step = SamplingStep(
                 model,
                 table,
                 label=torch.from_numpy(label[part]).to(device),
                 seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
                 guidance=torch.tensor(scales[part], device=device),
-                guided_rows=[guided and row_inside for row_inside in inside],
-                on_step=None if on_step is None else lambda row, x_0, first=first: on_step(row, first, x_0),  # type: ignore[misc]
+                guidance_rescale=guidance_rescale,
+                dynamic_threshold=dynamic_threshold,
             )
-            images[part] = to_uint8(x_0)
+            for row, row_inside in enumerate(inside):
+                step(guided and row_inside)
+                if on_step is not None:
+                    on_step(row, first, step.x_0)
+            images[part] = to_uint8(step.x)
     return images
 
 
@@ -109,25 +123,6 @@ def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] |
 def to_uint8(x_0: Tensor) -> np.ndarray:
     """[B, C, H, W] in [-1, 1] (clamped) -> uint8 [B, H, W, C], rounded."""
     return ((x_0 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _sample_batch(
-    model: ConditionalUNet,
-    table: StepTable,
-    *,
-    label: Tensor,
-    seeds: Tensor,
-    guidance: Tensor,
-    guided_rows: list[bool],
-    on_step: Callable[[int, Tensor], None] | None,
-) -> Tensor:
-    """Run all rows for one batch. Returns the last x, float32 [B, C, H, W]."""
-    step = SamplingStep(model, table, label=label, seeds=seeds, guidance=guidance)
-    for row, guided in enumerate(guided_rows):
-        step(guided)
-        if on_step is not None:
-            on_step(row, step.x_0)
-    return step.x
 
 
 @contextmanager

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastcond.diffusion import StepTable
+from fastcond.engine.composed_step import composed_step
 from fastcond.nn import ConditionalUNet
 from fastcond.ops import diffusion_step, philox_normal
 from fastcond.ops.philox import INITIAL_NOISE
@@ -20,13 +25,27 @@ class SamplingStep:
     Args:
         model: the denoiser, in eval mode. table: on the model's device.
         label: int64 [B]. seeds: int64 [B, 2], (run seed, image index). guidance: float32 [B], w of each image.
+        guidance_rescale, dynamic_threshold: as `composed_step`'s; without them a row is one fused op.
     Attributes:
         x: float32 [B, C, H, W], the sample; x_0: the same of the last prediction, which is also the history.
         row: int64 [1], the row that the next call executes.
     """
 
-    def __init__(self, model: ConditionalUNet, table: StepTable, *, label: Tensor, seeds: Tensor, guidance: Tensor) -> None:
+    def __init__(
+        self,
+        model: ConditionalUNet,
+        table: StepTable,
+        *,
+        label: Tensor,
+        seeds: Tensor,
+        guidance: Tensor,
+        guidance_rescale: float = 0.0,
+        dynamic_threshold: float | None = None,
+    ) -> None:
         self._model, self._table = model, table
+        self._advance: Callable[..., Any] = diffusion_step
+        if guidance_rescale or dynamic_threshold is not None:
+            self._advance = partial(composed_step, guidance_rescale=guidance_rescale, percentile=dynamic_threshold)
         self._label = torch.cat([label, torch.full_like(label, model.config.null_label)])
         self._seeds, self._guidance = seeds, guidance
         batch, shape = len(label), (model.config.in_channels, *model.config.image_size)
@@ -55,7 +74,7 @@ class SamplingStep:
             out_cond, out_uncond = self._model(self._both, timestep.expand(2 * batch), self._label).chunk(2)
         else:
             out_cond = self._model(self.x, timestep.expand(batch), self._label[:batch])
-        diffusion_step(
+        self._advance(
             self.x,
             out_cond,
             out_uncond,

@@ -23,11 +23,12 @@ TABLES = {
 }
 
 
-def sampling_step(table: StepTable, **changes: Any) -> SamplingStep:
+def sampling_step(table: StepTable, options: dict[str, float] | None = None, **changes: Any) -> SamplingStep:
     images = 3
     seeds = torch.stack((torch.full((images,), 5), torch.arange(images)), dim=1)
     label, guidance = torch.tensor([0, 1, 3]), torch.tensor([1.0, 2.0, 4.0])
-    return SamplingStep(small_unet(**changes).eval(), table, label=label, seeds=seeds, guidance=guidance)
+    model = small_unet(**changes).eval()
+    return SamplingStep(model, table, label=label, seeds=seeds, guidance=guidance, **(options or {}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -37,6 +38,13 @@ def test_a_step_of_every_sampler_can_be_captured(sampler: str, guided: bool) -> 
     step = sampling_step(TABLES[sampler])
     lint_capture(lambda: step(guided), step.static_tensors)
     assert step.row.tolist() == [2], "the row advances by itself"
+
+
+@pytest.mark.parametrize("options", [{"guidance_rescale": 0.7}, {"dynamic_threshold": 0.9}])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp2m"])
+def test_composed_steps_can_be_captured(sampler: str, options: dict[str, float]) -> None:
+    step = sampling_step(TABLES[sampler], options)
+    lint_capture(lambda: step(True), step.static_tensors)
 
 
 @pytest.mark.parametrize("mlp", [False, True])

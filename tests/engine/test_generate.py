@@ -232,6 +232,8 @@ def test_pixels_are_rounded_to_the_nearest_level() -> None:
         ({"guidance": float("nan")}, "guidance is nan; it must be finite"),
         ({"guidance": [1, 1, 1, 1, float("inf")]}, "it must be finite"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance interval is 0.5 to 0.2"),
+        ({"guidance_rescale": 1.5}, r"guidance rescale is 1.5; it must lie in \[0, 1\]"),
+        ({"dynamic_threshold": 0.0}, "dynamic threshold is 0.0; give a percentile"),
         ({"batch_size": 0}, "batch size is 0"),
         ({"sampler": "euler"}, "sampler is 'euler'; choose one of ddpm, ddim"),
         ({"steps": 1001}, "steps is 1001; this model was trained with 1000 timesteps"),
