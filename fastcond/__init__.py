@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastcond.config import DiffusionConfig, UNetConfig
     from fastcond.data import LabelledImages, open_dataset
-    from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm
+    from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm, dpmpp2m, heun
     from fastcond.engine import generate
     from fastcond.interop import accelerate
     from fastcond.nn import ConditionalUNet
@@ -30,7 +30,9 @@ __all__ = [
     "accelerate",
     "ddim",
     "ddpm",
+    "dpmpp2m",
     "generate",
+    "heun",
     "load_run",
     "open_dataset",
 ]
@@ -38,7 +40,7 @@ __all__ = [
 _HOMES = {
     "config": ("DiffusionConfig", "UNetConfig"),
     "data": ("LabelledImages", "open_dataset"),
-    "diffusion": ("NoiseSchedule", "StepTable", "ddim", "ddpm"),
+    "diffusion": ("NoiseSchedule", "StepTable", "ddim", "ddpm", "dpmpp2m", "heun"),
     "engine": ("generate",),
     "interop": ("accelerate",),
     "nn": ("ConditionalUNet",),

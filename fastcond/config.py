@@ -18,7 +18,7 @@ WEIGHTINGS = ("mse", "min_snr")
 LR_SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "bf16")
 RESAMPLERS = ("conv", "resnet")
-SAMPLER_NAMES = ("ddpm", "ddim")  # fastcond.diffusion.SAMPLERS has the samplers themselves
+SAMPLER_NAMES = ("ddpm", "ddim", "dpmpp2m", "heun")  # fastcond.diffusion.SAMPLERS has the samplers themselves
 
 C = TypeVar("C")
 

@@ -98,7 +98,7 @@ def draw(options: argparse.Namespace) -> int:
             "cfg": options.cfg,
             "cfg_interval": options.cfg_interval,
             "sampler": options.sampler,
-            "steps": table.num_rows,
+            "steps": steps,
             **given,
             "seed": options.seed,
         },
@@ -135,9 +135,10 @@ def draw(options: argparse.Namespace) -> int:
     if options.gif:
         write_gif([layout.picture(frame) for frame in frames.images()], folder.path / "denoising.gif")
     shown = ", ".join(names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
+    evaluations = "" if table.num_rows == steps else f" ({table.num_rows} evaluations)"
     print(
         f"drew {options.n} of each: {shown}; from step {loaded.step} of {options.run} "
-        f"with {options.sampler}, {table.num_rows} steps, cfg {options.cfg:g}: {folder.path / 'grid.png'}"
+        f"with {options.sampler}, {steps} steps{evaluations}, cfg {options.cfg:g}: {folder.path / 'grid.png'}"
     )
     return 0
 

@@ -33,7 +33,11 @@ def build_parser() -> Parser:
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint (default the last)")
     parser.add_argument("--n", type=whole_number, default=16, help="images a label (default 16)")
     parser.add_argument("--sampler", default="ddpm", choices=SAMPLER_NAMES, help="default ddpm")
-    parser.add_argument("--steps", type=whole_number, help="steps of the sampler (default 100, at most the model's timesteps)")
+    parser.add_argument(
+        "--steps",
+        type=whole_number,
+        help="steps of the sampler (default 100, at most the model's timesteps); heun runs the network nearly twice in each",
+    )
     parser.add_argument("--variance", choices=["fixed_small", "fixed_large"], help="of ddpm's noise (default fixed_small)")
     parser.add_argument("--eta", type=number, help="noise of ddim, 0 (none, the default) to 1")
     parser.add_argument("--seed", type=seed_number, default=0, help="image i of a label depends on (seed, i) (default 0)")

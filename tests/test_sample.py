@@ -75,6 +75,16 @@ def test_the_python_api_gives_the_same_images(run: Path, tmp_path: Path) -> None
     assert np.array_equal(images, drawn(tmp_path / "s")["images"])
 
 
+@pytest.mark.parametrize(("sampler", "steps"), [("dpmpp2m", "10 steps"), ("heun", "10 steps (18 evaluations)")])
+def test_every_sampler_is_reported_with_what_it_costs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sampler: str, steps: str
+) -> None:
+    flags = ("--label", "3", "--cfg", "3", "--n", "1", "--sampler", sampler, "--steps", "10", "--out", tmp_path / "s")
+    assert sample_here("--run", run, *flags) == 0
+    assert f"with {sampler}, {steps}, cfg 3" in capsys.readouterr().out
+    assert drawn(tmp_path / "s")["images"].std() > 5
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -148,6 +158,7 @@ class TestErrors:
             (("--label", "1,1"), ("twice", "--n")),
             (("--label", " , "), ("names no class",)),
             (("--label", "1", "--steps", "1001"), ("1001", "1000")),
+            (("--label", "1", "--sampler", "heun", "--steps", "1001"), ("1001", "1000")),
             (("--label", "1", "--cfg-interval", "0.8", "0.2"), ("0.8", "0.2")),
             (("--label", "1", "--eta", "0.5"), ("--eta", "--sampler ddim")),
             (("--label", "1", "--sampler", "ddim", "--variance", "fixed_large"), ("--variance", "--sampler ddpm")),

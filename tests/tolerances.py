@@ -51,6 +51,8 @@ ONE_STEP = {"atol": 5e-6, "rtol": 1e-6}
 NETWORK_RELATIVE = 1e-5
 # sin and cos of t f in float32, t up to 999: f is known to 1.2e-7 relatively, so the angle to 1.2e-4.
 SINUSOID = {"atol": 1.2e-4, "rtol": 0.0}
+# Float32 coefficients of size 1, used in float64: one rounding of 6e-8 each, four a row; times the rows of a run.
+FP32_COEFFICIENTS = 3e-7
 # Closed forms in float64 on both sides.
 FP64 = {"atol": 1e-12, "rtol": 1e-9}
 # Float rounding of a pixel before it is rounded to 8 bits moves it by one level at most.

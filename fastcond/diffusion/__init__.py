@@ -1,18 +1,25 @@
 """The process: schedules, predictions, objective, guidance and samplers. Meets the network only at `denoiser(x_t, t, label)`."""
 
-from fastcond.diffusion.guidance import guidance_per_row
+from fastcond.diffusion.guidance import check_rescale, guidance_per_row, rescale_guidance
 from fastcond.diffusion.objective import diffusion_loss, loss_weights
-from fastcond.diffusion.samplers import SAMPLERS, ddim, ddpm
+from fastcond.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp2m, heun
 from fastcond.diffusion.schedule import NoiseSchedule
 from fastcond.diffusion.step_table import StepTable
+from fastcond.diffusion.thresholding import check_percentile, dynamic_threshold
 
 __all__ = [
     "SAMPLERS",
     "NoiseSchedule",
     "StepTable",
+    "check_percentile",
+    "check_rescale",
     "ddim",
     "ddpm",
     "diffusion_loss",
+    "dpmpp2m",
+    "dynamic_threshold",
     "guidance_per_row",
+    "heun",
     "loss_weights",
+    "rescale_guidance",
 ]

@@ -1,5 +1,6 @@
 """The sampling engine."""
 
+from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.engine.generate import generate, generate_batches, step_table, to_uint8
 
-__all__ = ["generate", "generate_batches", "step_table", "to_uint8"]
+__all__ = ["ConditioningTable", "generate", "generate_batches", "step_table", "to_uint8"]

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, guidance_per_row
+from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, check_percentile, check_rescale, guidance_per_row
+from fastcond.engine.sampling_step import SamplingStep
 from fastcond.nn import ConditionalUNet
-from fastcond.ops import diffusion_step, philox_normal
-from fastcond.ops.philox import INITIAL_NOISE
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -30,6 +29,8 @@ def generate(
     indices: Sequence[int] | np.ndarray | None = None,
     batch_size: int | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float = 0.0,
+    dynamic_threshold: float | None = None,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
     """Draw one image a label.
@@ -38,18 +39,22 @@ def generate(
         model: the denoiser; it runs where its parameters are, in eval mode, and is left as it was.
         labels: N integers in 0 .. K; K is the null label, "any class".
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
-        sampler: "ddpm" or "ddim", a function (schedule, steps, prediction=...) -> StepTable, or a StepTable.
-        steps: rows of the sampler's table, 1 .. T.
+        sampler: "ddpm", "ddim", "dpmpp2m" or "heun", a function (schedule, steps, prediction=...) -> StepTable, or a StepTable.
+        steps: steps of the sampler, 1 .. T; a step is one evaluation of the network, and up to two with heun.
         seed, indices: the noise of image i is a function of (seed, indices[i]) alone, whatever the batch and the other labels
             are. Both lie in [0, 2^32); indices default to 0 .. N-1.
         batch_size: images at a time; the result does not depend on it but for float rounding. Default 64.
-        guidance_interval: (start, stop) as fractions of the run in which guidance acts; outside, only the conditional half is
-            computed.
+        guidance_interval: (start, stop) as fractions of the run's timesteps in which guidance acts; outside, only the
+            conditional half is computed.
+        guidance_rescale: phi in [0, 1]; with g = u + w (c - u), phi std(c)/std(g) g + (1 - phi) g takes g's place; 0 is off.
+        dynamic_threshold: percentile in (0, 1] of |x_0| over an image, s = max(1, that); clamp(x_0, -s, s) / s takes the place
+            of the sampler's clamp; None is off. Neither changes the cost of the network, and a row then is several ops for one.
         on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32
             [B, C, H, W], which the next row overwrites).
     Returns: uint8 [N, H, W, C].
     Raises: ValueError naming the argument that does not fit and what was found.
-    Source: Ho et al. 2020 algorithm 2; Ho & Salimans 2022 eq. 6.
+    Source: Ho et al. 2020 algorithm 2; Ho & Salimans 2022 eq. 6; Lin et al. 2024 eq. 14 to 16 (rescale); Saharia et al. 2022
+        section 2.3 (dynamic thresholding).
     """
     batches = generate_batches(
         model,
@@ -61,6 +66,8 @@ def generate(
         indices=indices,
         batch_size=batch_size,
         guidance_interval=guidance_interval,
+        guidance_rescale=guidance_rescale,
+        dynamic_threshold=dynamic_threshold,
         on_step=on_step,
     )
     images = np.empty((len(labels), *model.config.image_size, model.config.out_channels), dtype=np.uint8)
@@ -82,6 +89,8 @@ def generate_batches(
     indices: Sequence[int] | np.ndarray | None = None,
     batch_size: int | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float = 0.0,
+    dynamic_threshold: float | None = None,
     on_step: OnStep | None = None,
     start: int = 0,
 ) -> Iterator[np.ndarray]:
@@ -108,10 +117,17 @@ def generate_batches(
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}; it must be at least 1")
 
+    check_rescale(guidance_rescale)
+    if dynamic_threshold is not None:
+        check_percentile(dynamic_threshold)
+
     device = next(model.parameters()).device
     table = step_table(model, sampler, steps).to(device)
     # Rows where even an image of scale 2 would be unguided need no unconditional half at all.
-    inside = [w != 1.0 for w in guidance_per_row(2.0, table.num_rows, guidance_interval)]
+    # Rows of one timestep go together: an interval is one of noise.
+    visits, visit_of_row = table.timesteps.unique_consecutive(return_inverse=True)
+    guided_visits = [w != 1.0 for w in guidance_per_row(2.0, len(visits), guidance_interval)]
+    inside = [guided_visits[visit] for visit in visit_of_row.tolist()]
     if not np.isfinite(scales).all():
         raise ValueError(f"guidance is {guidance}; it must be finite (1 is off)")
     scales = np.broadcast_to(scales, (count,))
@@ -121,16 +137,20 @@ def generate_batches(
         guided = bool((scales[part] != 1.0).any())
         # Left after each batch: between two of them the caller's code runs, in the caller's modes.
         with torch.no_grad(), _evaluating(model):
-            x_0 = _sample_batch(
+            step = SamplingStep(
                 model,
                 table,
                 label=torch.from_numpy(label[part]).to(device),
                 seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
                 guidance=torch.tensor(scales[part], device=device),
-                guided_rows=[guided and row_inside for row_inside in inside],
-                on_step=None if on_step is None else lambda row, x_0: on_step(row, first, x_0),
+                guidance_rescale=guidance_rescale,
+                dynamic_threshold=dynamic_threshold,
             )
-        return to_uint8(x_0)
+            for row, row_inside in enumerate(inside):
+                step(guided and row_inside)
+                if on_step is not None:
+                    on_step(row, first, step.x_0)
+            return to_uint8(step.x)
 
     return map(draw, range(start, count, batch_size))
 
@@ -149,48 +169,6 @@ def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] |
 def to_uint8(x_0: Tensor) -> np.ndarray:
     """[B, C, H, W] in [-1, 1] (clamped) -> uint8 [B, H, W, C], rounded."""
     return ((x_0 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _sample_batch(
-    model: ConditionalUNet,
-    table: StepTable,
-    *,
-    label: Tensor,
-    seeds: Tensor,
-    guidance: Tensor,
-    guided_rows: list[bool],
-    on_step: Callable[[int, Tensor], None] | None,
-) -> Tensor:
-    """Run all rows for one batch. Returns the last x, float32 [B, C, H, W]."""
-    batch, shape = len(label), (model.config.in_channels, *model.config.image_size)
-    # Both halves of the guided batch live in one buffer, which every step fills anew; x is its first half.
-    buffer = torch.empty((2 * batch, *shape), device=label.device, memory_format=torch.channels_last)
-    x = buffer[:batch]
-    buffer.copy_(philox_normal(seeds, shape, stream=INITIAL_NOISE).repeat(2, 1, 1, 1))
-    x_0 = torch.zeros_like(x)
-    both_labels = torch.cat([label, torch.full_like(label, model.config.null_label)])
-    rows = torch.arange(table.num_rows, device=label.device)
-    for row, guided in enumerate(guided_rows):
-        timestep = table.timesteps[row]
-        if guided:
-            out_cond, out_uncond = model(buffer, timestep.expand(2 * batch), both_labels).chunk(2)
-        else:
-            out_cond, out_uncond = model(x, timestep.expand(batch), label), None
-        diffusion_step(
-            x,
-            out_cond,
-            out_uncond,
-            table,
-            rows[row : row + 1],
-            seeds=seeds,
-            guidance=guidance,
-            history=x_0 if table.keeps_history else None,
-            out=buffer,
-            out_x_0=x_0,
-        )
-        if on_step is not None:
-            on_step(row, x_0)
-    return x
 
 
 @contextmanager

@@ -120,11 +120,17 @@ class ConditionalUNet(nn.Module):
 
     def embed(self, timestep: Tensor, label: Tensor) -> Tensor:
         """emb: timestep [B], integer or float, and label int64 [B] in [0, K] as [B, D] in the parameters' dtype."""
+        return self.embed_timestep(timestep) + self.embed_label(label)
+
+    def embed_timestep(self, timestep: Tensor) -> Tensor:
+        """The timestep's part of emb: timestep [B], integer or float, as [B, D]."""
         sinusoid = sinusoidal_embedding(timestep, self.config.block_out_channels[0])
+        return self.time_embedding(sinusoid.to(self.class_embedding.weight.dtype))
+
+    def embed_label(self, label: Tensor) -> Tensor:
+        """The label's part of emb: label int64 [B] in [0, K] as [B, D]."""
         class_emb = self.class_embedding(label)
-        if self.class_projection is not None:
-            class_emb = self.class_projection(class_emb)
-        return self.time_embedding(sinusoid.to(class_emb.dtype)) + class_emb
+        return class_emb if self.class_projection is None else self.class_projection(class_emb)
 
     def forward(self, x_t: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
         """Predict eps, v or x_0 (by `diffusion.prediction`).

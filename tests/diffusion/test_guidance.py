@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcond.diffusion import guidance_per_row
+from fastcond.diffusion import guidance_per_row, rescale_guidance
 
 
 def test_without_an_interval_every_row_is_guided() -> None:
@@ -44,3 +45,26 @@ def test_guidance_must_be_a_number(w: float) -> None:
 def test_what_is_no_interval_is_refused(interval: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="guidance interval is"):
         guidance_per_row(2.0, 4, interval)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
+def test_rescale_is_diffusers(phi: float) -> None:
+    guiders = pytest.importorskip("diffusers.guiders.guider_utils")
+    generator = torch.Generator().manual_seed(0)
+    guided, conditional = (size * torch.randn(4, 3, 5, 7, generator=generator) + 0.2 for size in (3.0, 1.0))
+    ours = rescale_guidance(guided, conditional, phi)
+    torch.testing.assert_close(ours, guiders.rescale_noise_cfg(guided, conditional, phi))
+    assert torch.allclose(rescale_guidance(guided[2:3], conditional[2:3], phi), ours[2:3]), "whatever the batch"
+
+
+def test_rescale_gives_the_contrast_of_the_conditional_output() -> None:
+    guided, conditional = torch.tensor([[0.0, 4.0, 8.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+    assert rescale_guidance(guided, conditional, 1.0).std().item() == pytest.approx(conditional.std().item())
+    constant = torch.full((1, 3), 5.0)
+    assert torch.equal(rescale_guidance(constant, conditional, 0.7), constant), "no contrast to rescale, and no NaN"
+
+
+@pytest.mark.parametrize("phi", [-0.1, 1.1, float("nan")])
+def test_a_rescale_outside_its_range_is_refused(phi: float) -> None:
+    with pytest.raises(ValueError, match=f"guidance rescale is {phi}; it must lie in"):
+        rescale_guidance(torch.ones(1, 3), torch.ones(1, 3), phi)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcond.config import DiffusionConfig
-from fastcond.diffusion import NoiseSchedule, ddim, ddpm
+from fastcond.diffusion import SAMPLERS, NoiseSchedule, ddim, ddpm
 from fastcond.engine import generate, step_table, to_uint8
 from fastcond.nn import ConditionalUNet
 from fastcond.ops import philox_normal
@@ -48,7 +48,7 @@ def calls_of(model: ConditionalUNet, call: Callable[[], Any]) -> list[tuple[Tens
     return calls
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_images_are_uint8_and_the_same_every_time(model: ConditionalUNet, sampler: str) -> None:
     images = draw(model, sampler=sampler)
     assert images.shape == (5, 8, 8, 3) and images.dtype == np.uint8
@@ -115,6 +115,16 @@ def test_outside_the_guidance_interval_only_the_conditional_half_is_computed(mod
     assert [len(x) for x, _, _ in calls] == [5, 10, 10, 5]
     assert not np.array_equal(draw(model, guidance_interval=(0.25, 0.75)), draw(model))
     assert np.array_equal(draw(model, guidance_interval=(0.0, 1.0)), draw(model))
+
+
+def test_both_evaluations_of_a_timestep_are_guided_or_none(model: ConditionalUNet) -> None:
+    """Heun's corrector and the predictor behind it see the same noise: the interval counts timesteps."""
+    calls = calls_of(model, lambda: draw(model, sampler="heun", steps=10, guidance_interval=(0.25, 0.75)))
+    visited = [int(timestep[0]) for _, timestep, _ in calls]
+    assert visited[:4] == [999, 899, 899, 799] and len(visited) == 19
+    guided = {timestep for timestep, (x, _, _) in zip(visited, calls, strict=True) if len(x) == 10}
+    assert guided == {799, 699, 599, 499, 399}
+    assert sum(len(x) == 10 for x, _, _ in calls) == 2 * len(guided)
 
 
 def test_guidance_per_image(model: ConditionalUNet) -> None:
@@ -222,6 +232,8 @@ def test_pixels_are_rounded_to_the_nearest_level() -> None:
         ({"guidance": float("nan")}, "guidance is nan; it must be finite"),
         ({"guidance": [1, 1, 1, 1, float("inf")]}, "it must be finite"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance interval is 0.5 to 0.2"),
+        ({"guidance_rescale": 1.5}, r"guidance rescale is 1.5; it must lie in \[0, 1\]"),
+        ({"dynamic_threshold": 0.0}, "dynamic threshold is 0.0; give a percentile"),
         ({"batch_size": 0}, "batch size is 0"),
         ({"sampler": "euler"}, "sampler is 'euler'; choose one of ddpm, ddim"),
         ({"steps": 1001}, "steps is 1001; this model was trained with 1000 timesteps"),

@@ -1,8 +1,4 @@
-"""ddpm and ddim as tables: data that is Gaussian is sampled as such, and the samplers agree where theory says so.
-
-For data N(mu, s^2) the exact denoiser is known, E[x_0 | x_t] = (sqrt(a) s^2 x_t + (1 - a) mu) / (a s^2 + 1 - a), and linear
-in x_t. So the mean and variance of a whole run follow from its table without sampling.
-"""
+"""Samplers as tables: data that is Gaussian is sampled as such, and the samplers agree where theory says so."""
 
 from __future__ import annotations
 
@@ -14,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fastcond.config import PREDICTIONS, DiffusionConfig
-from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, ddim, ddpm
+from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, ddim, ddpm, dpmpp2m, heun
+from tests.support.gaussian_data import MU, S, exact_output, final_mean_and_std
 from tests.support.samplers import run_table
 from tests.tolerances import STANDARD_ERRORS
 
-MU, S = 0.4, 0.5
 SCHEDULE = NoiseSchedule.linear(1000)
 UNCLIPPED = float("inf")
 SAMPLERS_BY_NAME = {
@@ -26,32 +22,9 @@ SAMPLERS_BY_NAME = {
     "ddpm fixed_large": lambda *args, **options: ddpm(*args, variance="fixed_large", **options),
     "ddim": ddim,
     "ddim eta 1": lambda *args, **options: ddim(*args, eta=1.0, **options),
+    "dpmpp2m": dpmpp2m,
+    "heun": heun,
 }
-
-
-def exact_output(prediction: str, a: Tensor) -> tuple[Tensor, Tensor]:
-    """(slope, offset) with output = slope x_t + offset, the best prediction for N(MU, S^2) at alphas_cumprod a."""
-    power = a * S**2 + 1 - a
-    x_0 = (a.sqrt() * S**2 / power, (1 - a) * MU / power)
-    if prediction == "x_0":
-        return x_0
-    eps = ((1 - a.sqrt() * x_0[0]) / (1 - a).sqrt(), -a.sqrt() * x_0[1] / (1 - a).sqrt())
-    if prediction == "eps":
-        return eps
-    return a.sqrt() * eps[0] - (1 - a).sqrt() * x_0[0], a.sqrt() * eps[1] - (1 - a).sqrt() * x_0[1]
-
-
-def final_mean_and_std(table: StepTable, prediction: str, schedule: NoiseSchedule = SCHEDULE) -> tuple[float, float]:
-    """Of x after the last row, by the linear recursion of the unclipped table."""
-    slope, offset = exact_output(prediction, schedule.alphas_cumprod[table.timesteps])
-    k = {name: table.column(name).double() for name in ("p_x", "p_o", "k_x", "k_0", "k_o", "k_n")}
-    gain = k["k_x"] + k["k_0"] * k["p_x"] + (k["k_0"] * k["p_o"] + k["k_o"]) * slope
-    push = (k["k_0"] * k["p_o"] + k["k_o"]) * offset
-    mean, variance = 0.0, 1.0
-    for row in range(table.num_rows):
-        mean = float(gain[row]) * mean + float(push[row])
-        variance = float(gain[row]) ** 2 * variance + float(k["k_n"][row]) ** 2
-    return mean, math.sqrt(variance)
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
@@ -60,7 +33,7 @@ def final_mean_and_std(table: StepTable, prediction: str, schedule: NoiseSchedul
 def test_a_thousand_steps_of_the_exact_denoiser_sample_the_data(sampler: str, prediction: Any, spacing: Any) -> None:
     """What a finite number of steps leaves: under 1% of the standard deviation, and it halves with twice the steps."""
     table = SAMPLERS_BY_NAME[sampler](SCHEDULE, 1000, prediction=prediction, clip=UNCLIPPED, spacing=spacing)
-    mean, std = final_mean_and_std(table, prediction)
+    mean, std = final_mean_and_std(table, prediction, SCHEDULE)
     assert mean == pytest.approx(MU, abs=0.01 * S) and std == pytest.approx(S, rel=0.01)
 
 
@@ -69,7 +42,7 @@ def test_a_thousand_steps_of_the_exact_denoiser_sample_the_data(sampler: str, pr
 def test_samples_have_the_moments_of_the_recursion(sampler: str, prediction: Any) -> None:
     """The table executed by diffusion_step on philox noise: mean and standard deviation within 4.5 standard errors."""
     table = SAMPLERS_BY_NAME[sampler](SCHEDULE, 20, prediction=prediction, clip=UNCLIPPED)
-    mean, std = final_mean_and_std(table, prediction)
+    mean, std = final_mean_and_std(table, prediction, SCHEDULE)
 
     def network(x: Tensor, timestep: Tensor) -> Tensor:
         slope, offset = exact_output(prediction, SCHEDULE.alphas_cumprod[timestep])
@@ -111,9 +84,10 @@ def test_a_run_ends_in_its_own_x_0_prediction(sampler: str) -> None:
     table = SAMPLERS_BY_NAME[sampler](SCHEDULE, 7)
     last = {name: float(table.column(name)[-1]) for name in ("k_x", "k_0", "k_o", "k_h", "k_n")}
     assert last == pytest.approx({"k_x": 0, "k_0": 1, "k_o": 0, "k_h": 0, "k_n": 0})
-    assert table.column("c").tolist() == [1.0] * 7
-    assert table.num_rows == 7 and not table.keeps_history
-    assert table.draws_noise == (sampler != "ddim")
+    assert table.num_rows == (11 if sampler == "heun" else 7)
+    assert table.column("c").tolist() == [1.0] * table.num_rows
+    assert table.keeps_history == (sampler in ("dpmpp2m", "heun"))
+    assert table.draws_noise == (sampler not in ("ddim", "dpmpp2m", "heun"))
 
 
 def test_coefficients_are_built_in_float64() -> None:
@@ -125,7 +99,7 @@ def test_coefficients_are_built_in_float64() -> None:
 
 
 def test_samplers_by_name_are_the_functions() -> None:
-    assert dict(SAMPLERS) == {"ddpm": ddpm, "ddim": ddim}
+    assert dict(SAMPLERS) == {"ddpm": ddpm, "ddim": ddim, "dpmpp2m": dpmpp2m, "heun": heun}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)

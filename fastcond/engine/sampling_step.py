@@ -1,0 +1,97 @@
+"""One row of a run as a function over buffers that stay where they are, so that a CUDA graph can hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcond.diffusion import StepTable
+from fastcond.engine.composed_step import composed_step
+from fastcond.nn import ConditionalUNet
+from fastcond.ops import diffusion_step, philox_normal
+from fastcond.ops.philox import INITIAL_NOISE
+
+
+class SamplingStep:
+    """Network, diffusion_step, next row: everything that changes is in the buffers, the row index too.
+
+    A call reads and writes tensors of the model, the table and this object alone, at addresses that do not change, brings nothing
+    to the host and returns nothing. So a call is the same work whichever row it is, and a recorded one can be replayed.
+
+    Args:
+        model: the denoiser, in eval mode. table: on the model's device.
+        label: int64 [B]. seeds: int64 [B, 2], (run seed, image index). guidance: float32 [B], w of each image.
+        guidance_rescale, dynamic_threshold: as `composed_step`'s; without them a row is one fused op.
+    Attributes:
+        x: float32 [B, C, H, W], the sample; x_0: the same of the last prediction, which is also the history.
+        row: int64 [1], the row that the next call executes.
+    """
+
+    def __init__(
+        self,
+        model: ConditionalUNet,
+        table: StepTable,
+        *,
+        label: Tensor,
+        seeds: Tensor,
+        guidance: Tensor,
+        guidance_rescale: float = 0.0,
+        dynamic_threshold: float | None = None,
+    ) -> None:
+        self._model, self._table = model, table
+        self._advance: Callable[..., Any] = diffusion_step
+        if guidance_rescale or dynamic_threshold is not None:
+            self._advance = partial(composed_step, guidance_rescale=guidance_rescale, percentile=dynamic_threshold)
+        self._label = torch.cat([label, torch.full_like(label, model.config.null_label)])
+        self._seeds, self._guidance = seeds, guidance
+        batch, shape = len(label), (model.config.in_channels, *model.config.image_size)
+        # Both halves of the guided batch live in one buffer, which every step fills anew; x is its first half.
+        self._both = torch.empty((2 * batch, *shape), device=label.device, memory_format=torch.channels_last)
+        self.x = self._both[:batch]
+        self.x_0 = torch.empty_like(self.x)
+        self.row = torch.empty(1, dtype=torch.int64, device=label.device)
+        self.start()
+
+    def start(self) -> None:
+        """Noise in x, nothing in the history, row 0."""
+        noise = philox_normal(self._seeds, self.x.shape[1:], stream=INITIAL_NOISE)
+        for half in self._both.chunk(2):
+            half.copy_(noise)
+        self.x_0.zero_()
+        self.row.zero_()
+
+    @torch.no_grad()
+    def __call__(self, guided: bool) -> None:
+        """Execute one row: with guidance, both halves of the batch; without, the conditional one alone."""
+        batch, table = len(self.x), self._table
+        timestep = table.timesteps.index_select(0, self.row)
+        out_uncond = None
+        if guided:
+            out_cond, out_uncond = self._model(self._both, timestep.expand(2 * batch), self._label).chunk(2)
+        else:
+            out_cond = self._model(self.x, timestep.expand(batch), self._label[:batch])
+        self._advance(
+            self.x,
+            out_cond,
+            out_uncond,
+            table,
+            self.row,
+            seeds=self._seeds,
+            guidance=self._guidance,
+            history=self.x_0 if table.keeps_history else None,
+            out=self._both,
+            out_x_0=self.x_0,
+        )
+        self.row.add_(1)
+
+    def static_tensors(self) -> dict[str, Tensor]:
+        """Every tensor that a call may touch beyond those it makes for itself, by name."""
+        own = {"x": self.x, "both": self._both, "x_0": self.x_0, "row": self.row}
+        given = {"label": self._label, "seeds": self._seeds, "guidance": self._guidance}
+        table = {"table.coefficients": self._table.coefficients, "table.timesteps": self._table.timesteps}
+        model = {f"model.{name}": value for name, value in (*self._model.named_parameters(), *self._model.named_buffers())}
+        return {**own, **given, **table, **model}
