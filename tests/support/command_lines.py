@@ -25,9 +25,9 @@ def sample_here(*arguments: str | Path) -> int:
     return run(sample.main, sample.build_parser(), [str(argument) for argument in arguments])
 
 
-def start(module: str, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+def start(module: str, *arguments: str | Path, cwd: Path | None = None, threads: int = 2) -> subprocess.Popen[str]:
     """`python -m fastcond.<module> ...` as a process, its output piped."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", f"fastcond.{module}", *map(str, arguments)],
         stdout=subprocess.PIPE,
