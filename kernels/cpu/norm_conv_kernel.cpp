@@ -13,7 +13,7 @@ namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
 constexpr int64_t block_floats = int64_t{160} << 10;  // of V, which shares a core's cache with M and the weights
-constexpr int64_t fewest_tiles = 14;                  // fewer would wait for the weights
+constexpr int64_t fewest_tiles = 32;                  // fewer would wait for the weights
 constexpr int64_t products_worth_a_thread = 1 << 18;
 
 // How a batch is cut into blocks of tiles: several images, some rows of tiles of one, or part of one row. Which tiles of an image are
