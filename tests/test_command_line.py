@@ -40,7 +40,7 @@ def test_defaults_are_frozen() -> None:
 
 def test_the_samplers_are_frozen() -> None:
     choices = {action.dest: action.choices for action in sample.build_parser()._actions}
-    assert choices["sampler"] == ["ddpm", "ddim", "dpmpp2m", "heun"]
+    assert list(choices["sampler"]) == ["ddpm", "ddim", "dpmpp2m", "heun"]
 
 
 def test_cfg_says_what_it_is_and_that_1_is_off() -> None:
