@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import fastcond.ops.philox as public
-from fastcond.ops import native
 from fastcond.ops.philox import STEP_NOISE, op, reference, triton_kernels
 from tests.ops.test_philox import (  # noqa: F401
     LARGEST,
@@ -20,6 +19,7 @@ from tests.ops.test_philox import (  # noqa: F401
     test_strided_seeds,
     test_words_are_where_the_design_puts_them,
 )
+from tests.support.kernels import needs_native
 from tests.tolerances import NORMALS
 
 
@@ -58,9 +58,8 @@ def test_normals_are_close_to_the_reference(images: int, shape: tuple[int, ...])
     torch.testing.assert_close(normals, reference.philox_normal(seeds, step, shape, STEP_NOISE), **NORMALS)
 
 
+@needs_native
 def test_normals_have_the_bits_of_the_native_kernel() -> None:
-    if native.native is None:
-        pytest.skip("the native library is not built")
     seeds, step = seeds_of(3), torch.tensor([7])
     assert torch.equal(
         triton_kernels.philox_normal(seeds, step, (400_003,), STEP_NOISE),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcond.ops import native
 from fastcond.ops.norm_conv import ChannelNorm, norm_conv, norm_conv_with_statistics, pack_conv_weight, reference
 from fastcond.ops.norm_conv.op import norm_conv_forward, pack_conv_weight_op
 from tests.support.kernels import kernel  # noqa: F401  (each test with the native library and without)
@@ -42,21 +40,8 @@ CASES = [
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 18), st.integers(1, 18))
 
 
-@pytest.fixture(params=native.native.instruction_sets() if native.native is not None else ["none"])
-def instruction_set(request: pytest.FixtureRequest, kernel: str) -> Iterator[str]:  # noqa: F811
-    """Every build of the native kernel; the reference has none."""
-    if kernel == "reference":
-        if request.param not in ("none", "baseline"):
-            pytest.skip("the reference is one for all")
-        yield "reference"
-        return
-    native.native.use_instruction_set(request.param)
-    yield request.param
-    native.native.use_instruction_set(native.native.instruction_sets()[-1])
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_parity(case: Case, instruction_set: str) -> None:
+def test_parity(case: Case) -> None:
     check_parity(case)
 
 
@@ -69,37 +54,6 @@ def test_parity_at_random(shape: tuple[int, int, int, int], features: int, norme
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_run_the_reference(dtype: torch.dtype) -> None:
     check_parity(Case((2, 12, 6, 5), 20, dtype=dtype))
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_image_has_the_same_bits_in_any_batch_and_with_any_threads(case: Case, instruction_set: str) -> None:
-    if instruction_set == "reference":
-        pytest.skip("PyTorch's convolution promises nothing of the kind")
-    case = replace(case, shape=(5, *case.shape[1:]))
-    operands = case.operands()
-    torch.set_num_threads(1)
-    try:
-        y, statistics = norm_conv_with_statistics(**operands)
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for images in (slice(0, 5), slice(0, 1), slice(2, 4)):
-                again, of_part = norm_conv_with_statistics(**part_of(operands, images))
-                assert torch.equal(again, y[images]), (threads, images)
-                assert all(torch.equal(a, b[images]) for a, b in zip(of_part, statistics, strict=True))
-    finally:
-        torch.set_num_threads(2)
-
-
-def part_of(operands: dict[str, Any], images: slice) -> dict[str, Any]:
-    """The same call for some images of the batch."""
-    part = dict(operands)
-    for name in ("x", "residual"):
-        part[name] = None if part[name] is None else part[name][images]
-    if part["norm"] is not None:
-        part["norm"] = ChannelNorm(*(value[images] for value in part["norm"]))
-    if part["bias"] is not None and part["bias"].dim() == 2:
-        part["bias"] = part["bias"][images]
-    return part
 
 
 def test_the_mean_is_not_folded_into_the_offset() -> None:
@@ -225,20 +179,3 @@ def test_refuses_in_one_line(case: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-def test_the_native_kernel_is_what_runs(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """A fall-back that nobody notices would make every test of this file empty."""
-    if kernel == "reference":
-        pytest.skip("without the library there is none")
-    called: list[str] = []
-
-    class Spy:
-        def __getattr__(self, name: str) -> object:
-            called.append(name)
-            return getattr(library, name)
-
-    library = native.native
-    monkeypatch.setattr(native, "native", Spy())
-    norm_conv(torch.randn(1, 4, 4, 4), torch.randn(4, 4, 3, 3))
-    assert called == ["pack_conv_weight", "norm_conv"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcond.ops import native
 from fastcond.ops.norm_conv import ChannelNorm
 from fastcond.ops.small_attention import pack_attention_weights, small_attention
 from fastcond.ops.small_attention.op import small_attention_forward
@@ -33,21 +31,8 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=native.native.instruction_sets() if native.native is not None else ["none"])
-def instruction_set(request: pytest.FixtureRequest, kernel: str) -> Iterator[str]:  # noqa: F811
-    """Every build of the native kernel; the reference has none."""
-    if kernel == "reference":
-        if request.param not in ("none", "baseline"):
-            pytest.skip("the reference is one for all")
-        yield "reference"
-        return
-    native.native.use_instruction_set(request.param)
-    yield request.param
-    native.native.use_instruction_set(native.native.instruction_sets()[-1])
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_parity(case: Case, instruction_set: str) -> None:
+def test_parity(case: Case) -> None:
     check_parity(case)
 
 
@@ -72,25 +57,6 @@ def test_other_dtypes_run_the_reference(dtype: torch.dtype) -> None:
 def test_large_scores() -> None:
     """Scores of some hundred: without their largest taken off, e^score would be infinite."""
     check_parity(Case((2, 32, 4, 4), 2, sharpness=8.0))
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_image_has_the_same_bits_in_any_batch_and_with_any_threads(case: Case, instruction_set: str) -> None:
-    if instruction_set == "reference":
-        pytest.skip("PyTorch's products promise nothing of the kind")
-    operands = replace(case, shape=(5, *case.shape[1:])).operands()
-    torch.set_num_threads(1)
-    try:
-        y = small_attention(**operands)
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for images in (slice(0, 5), slice(0, 1), slice(2, 4)):
-                part = dict(operands, x=operands["x"][images])
-                part["residual"] = None if part["residual"] is None else part["residual"][images]
-                part["norm"] = None if part["norm"] is None else ChannelNorm(*(value[images] for value in part["norm"]))
-                assert torch.equal(small_attention(**part), y[images]), (threads, images)
-    finally:
-        torch.set_num_threads(2)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -150,20 +116,3 @@ def test_refuses_in_one_line(case: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-def test_the_native_kernel_is_what_runs(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """A fall-back that nobody notices would make every test of this file empty."""
-    if kernel == "reference":
-        pytest.skip("without the library there is none")
-    called: list[str] = []
-
-    class Spy:
-        def __getattr__(self, name: str) -> object:
-            called.append(name)
-            return getattr(library, name)
-
-    library = native.native
-    monkeypatch.setattr(native, "native", Spy())
-    small_attention(torch.randn(1, 4, 4, 4), torch.randn(12, 4), torch.randn(4, 4), 2)
-    assert called == ["small_attention"]

@@ -1,4 +1,4 @@
-"""Running a whole module of tests once with the native library, where it was built, and once with the reference."""
+"""Which kernel runs behind a test: the native library, where it was built, or the reference; and each build of the library."""
 
 from __future__ import annotations
 
@@ -18,3 +18,26 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     native.native = built if request.param == "native" else None
     yield request.param
     native.native = built
+
+
+@pytest.fixture(params=native.native.instruction_sets() if native.native is not None else [])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Import it into a module of native tests: each test that asks for it runs on every build of the library."""
+    native.native.use_instruction_set(request.param)
+    yield request.param
+    native.native.use_instruction_set(native.native.instruction_sets()[-1])
+
+
+@pytest.fixture
+def library_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the library's functions, as they are called."""
+    called: list[str] = []
+    library = native.native
+
+    class Spy:
+        def __getattr__(self, name: str) -> object:
+            called.append(name)
+            return getattr(library, name)
+
+    monkeypatch.setattr(native, "native", Spy())
+    return called

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcond.ops import native
-from fastcond.ops.ada_group_norm import reference
+from fastcond.ops.ada_group_norm import layout, reference
 
 # The numbers of kernels/include/fastcond/simd.h's Stored.
 _STORED = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -30,9 +30,9 @@ def forward(
     library = native.native
     if library is None or x.dtype not in _STORED or x.numel() == 0:
         return reference.forward(x, scale, shift, weight, bias, num_groups, eps, silu)
-    channels_last = _channels_last(x)
+    channels_last = layout.channels_last(x)
     if channels_last is None:
-        y, mean, rstd = forward(_dense(x), scale, shift, weight, bias, num_groups, eps, silu)
+        y, mean, rstd = forward(layout.dense(x), scale, shift, weight, bias, num_groups, eps, silu)
         return torch.empty_like(x).copy_(y), mean, rstd
     operands = _operand(scale), _operand(shift), _operand(weight), _operand(bias)
     y = torch.empty_like(x)
@@ -63,9 +63,9 @@ def backward(
     library = native.native
     if library is None or x.dtype not in _STORED or x.numel() == 0:
         return reference.backward(dy, x, scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
-    channels_last = _channels_last(x)
+    channels_last = layout.channels_last(x)
     if channels_last is None:
-        wide = backward(dy, _dense(x), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
+        wide = backward(dy, layout.dense(x), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
         return torch.empty_like(x).copy_(wide[0]) if needed[0] else wide[0], wide[1], wide[2], wide[3], wide[4]
     operands = _operand(scale), _operand(shift), _operand(weight), _operand(bias)
     dx = torch.empty_like(x)
@@ -97,19 +97,6 @@ def _check(
     return shape[0]
 
 
-def _channels_last(x: Tensor) -> bool | None:
-    """How the kernel walks x: with the channels last, or first, or, where it would not, None."""
-    if x.is_contiguous():
-        return x.dim() == 2  # no positions: channels are neighbours, which is what channels_last is fast at
-    return True if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x in the layout that its images have by themselves, so that an image has the same bits in any batch."""
-    last = x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
 def _operand(value: Tensor | None) -> Tensor | None:
     """float32, channels one after another; a float32 chunk of a larger tensor is taken as it lies."""
     if value is None or (value.dtype == torch.float32 and value.stride(-1) == 1):
@@ -138,7 +125,8 @@ def _call(
         num_groups,
         x.numel() // (batch * channels),
         int(silu),
-        int(channels_last),
+        # Without positions channels are neighbours, which is what channels_last is fast at.
+        int(channels_last or x.dim() == 2),
         _STORED[x.dtype],
         torch.get_num_threads(),
     ]

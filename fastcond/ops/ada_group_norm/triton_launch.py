@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastcond.ops.ada_group_norm import reference
+from fastcond.ops.ada_group_norm import layout, reference
 from fastcond.ops.ada_group_norm import triton_kernels as kernels
 from fastcond.ops.ada_group_norm import triton_split_kernels as split_kernels
 from fastcond.ops.ada_group_norm.plan import ACCESS, Plan, make_plan
@@ -28,19 +28,6 @@ TRITON_TAKES_CLUSTERS = tuple(int(part) for part in triton.__version__.split("."
 def _takes_clusters(device: torch.device) -> bool:
     """Clusters of CTAs: sm_90 and newer."""
     return TRITON_TAKES_CLUSTERS and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def _channels_last(x: Tensor) -> bool | None:
-    """Whether a tile's channels lie side by side; None where x has neither layout."""
-    if x.is_contiguous():
-        return False
-    return True if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x in the layout that its images have by themselves, so that an image has the same bits in any batch."""
-    last = x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _plan(x: Tensor, num_groups: int, channels_last: bool, backward: bool) -> Plan | None:
@@ -99,9 +86,9 @@ def forward(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reference.forward` on the GPU."""
-    channels_last = _channels_last(x)
+    channels_last = layout.channels_last(x)
     if channels_last is None:
-        y, mean, rstd = forward(_dense(x), scale, shift, weight, bias, num_groups, eps, silu)
+        y, mean, rstd = forward(layout.dense(x), scale, shift, weight, bias, num_groups, eps, silu)
         return torch.empty_like(x).copy_(y), mean, rstd
     plan = _plan(x, num_groups, channels_last, backward=False)
     if plan is None:
@@ -142,9 +129,9 @@ def backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.backward` on the GPU."""
-    channels_last = _channels_last(x)
+    channels_last = layout.channels_last(x)
     if channels_last is None:
-        dense = backward(dy, _dense(x), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
+        dense = backward(dy, layout.dense(x), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
         return (torch.empty_like(x).copy_(dense[0]) if needed[0] else dense[0], *dense[1:])
     plan = _plan(x, num_groups, channels_last, backward=True)
     if plan is None:
