@@ -127,15 +127,18 @@ class SelfAttention(nn.Module):
         _zero(self.to_out[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        return x + self.attend(self.group_norm(x))
+
+    def attend(self, normalised: Tensor) -> Tensor:
+        """The attention alone, of a normalised map [B, C, H, W]: what is added to the input."""
+        height, width = normalised.shape[2:]
         # [B, HW, C] is a view of a channels_last map; one copy otherwise.
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        tokens = normalised.flatten(2).transpose(1, 2)
         q, k, v = (
             projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for projection in (self.to_q, self.to_k, self.to_v)
         )
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out = self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))
-        return x + out
+        return self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))
 
 
 class Downsample(nn.Module):
