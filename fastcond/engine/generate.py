@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, check_percentile, check_rescale, guidance_per_row
+from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.engine.sampling_step import SamplingStep
 from fastcond.nn import ConditionalUNet
 
@@ -36,7 +36,8 @@ def generate(
     """Draw one image a label.
 
     Args:
-        model: the denoiser; it runs where its parameters are, in eval mode, and is left as it was.
+        model: the denoiser; it runs where its parameters are, without dropout, and is left as it was. Weights that change
+            between two batches may or may not be seen.
         labels: N integers in 0 .. K; K is the null label, "any class".
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
         sampler: "ddpm", "ddim", "dpmpp2m" or "heun", a function (schedule, steps, prediction=...) -> StepTable, or a StepTable.
@@ -131,16 +132,19 @@ def generate_batches(
     if not np.isfinite(scales).all():
         raise ValueError(f"guidance is {guidance}; it must be finite (1 is off)")
     scales = np.broadcast_to(scales, (count,))
+    frozen = FrozenUNet(model)
 
     def draw(first: int) -> np.ndarray:
         part = slice(first, first + batch_size)
         guided = bool((scales[part] != 1.0).any())
         # Left after each batch: between two of them the caller's code runs, in the caller's modes.
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad():
+            own_label = torch.from_numpy(label[part]).to(device)
+            both = torch.cat([own_label, torch.full_like(own_label, config.null_label)])
             step = SamplingStep(
-                model,
+                frozen.denoiser(table.timesteps, both),
                 table,
-                label=torch.from_numpy(label[part]).to(device),
+                (config.in_channels, *config.image_size),
                 seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
                 guidance=torch.tensor(scales[part], device=device),
                 guidance_rescale=guidance_rescale,
@@ -169,18 +173,6 @@ def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] |
 def to_uint8(x_0: Tensor) -> np.ndarray:
     """[B, C, H, W] in [-1, 1] (clamped) -> uint8 [B, H, W, C], rounded."""
     return ((x_0 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-@contextmanager
-def _evaluating(model: ConditionalUNet) -> Iterator[None]:
-    """Eval mode inside, every module's mode of before outside."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _integers(name: str, values: Sequence[int] | np.ndarray | Tensor, largest: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastcond.diffusion import StepTable
 from fastcond.engine.composed_step import composed_step
-from fastcond.nn import ConditionalUNet
+from fastcond.engine.frozen_unet import Denoiser
 from fastcond.ops import diffusion_step, philox_normal
 from fastcond.ops.philox import INITIAL_NOISE
 
@@ -23,8 +23,8 @@ class SamplingStep:
     to the host and returns nothing. So a call is the same work whichever row it is, and a recorded one can be replayed.
 
     Args:
-        model: the denoiser, in eval mode. table: on the model's device.
-        label: int64 [B]. seeds: int64 [B, 2], (run seed, image index). guidance: float32 [B], w of each image.
+        denoiser: of 2B images, those without a condition second. table: on the model's device.
+        image_shape: (C, H, W). seeds: int64 [B, 2], (run seed, image index). guidance: float32 [B], w of each image.
         guidance_rescale, dynamic_threshold: as `composed_step`'s; without them a row is one fused op.
     Attributes:
         x: float32 [B, C, H, W], the sample; x_0: the same of the last prediction, which is also the history.
@@ -33,27 +33,26 @@ class SamplingStep:
 
     def __init__(
         self,
-        model: ConditionalUNet,
+        denoiser: Denoiser,
         table: StepTable,
+        image_shape: tuple[int, int, int],
         *,
-        label: Tensor,
         seeds: Tensor,
         guidance: Tensor,
         guidance_rescale: float = 0.0,
         dynamic_threshold: float | None = None,
     ) -> None:
-        self._model, self._table = model, table
+        self._denoiser, self._table = denoiser, table
         self._advance: Callable[..., Any] = diffusion_step
         if guidance_rescale or dynamic_threshold is not None:
             self._advance = partial(composed_step, guidance_rescale=guidance_rescale, percentile=dynamic_threshold)
-        self._label = torch.cat([label, torch.full_like(label, model.config.null_label)])
         self._seeds, self._guidance = seeds, guidance
-        batch, shape = len(label), (model.config.in_channels, *model.config.image_size)
+        batch = len(seeds)
         # Both halves of the guided batch live in one buffer, which every step fills anew; x is its first half.
-        self._both = torch.empty((2 * batch, *shape), device=label.device, memory_format=torch.channels_last)
+        self._both = torch.empty((2 * batch, *image_shape), device=seeds.device, memory_format=torch.channels_last)
         self.x = self._both[:batch]
         self.x_0 = torch.empty_like(self.x)
-        self.row = torch.empty(1, dtype=torch.int64, device=label.device)
+        self.row = torch.empty(1, dtype=torch.int64, device=seeds.device)
         self.start()
 
     def start(self) -> None:
@@ -67,22 +66,20 @@ class SamplingStep:
     @torch.no_grad()
     def __call__(self, guided: bool) -> None:
         """Execute one row: with guidance, both halves of the batch; without, the conditional one alone."""
-        batch, table = len(self.x), self._table
-        timestep = table.timesteps.index_select(0, self.row)
         out_uncond = None
         if guided:
-            out_cond, out_uncond = self._model(self._both, timestep.expand(2 * batch), self._label).chunk(2)
+            out_cond, out_uncond = self._denoiser(self._both, self.row).chunk(2)
         else:
-            out_cond = self._model(self.x, timestep.expand(batch), self._label[:batch])
+            out_cond = self._denoiser(self.x, self.row)
         self._advance(
             self.x,
             out_cond,
             out_uncond,
-            table,
+            self._table,
             self.row,
             seeds=self._seeds,
             guidance=self._guidance,
-            history=self.x_0 if table.keeps_history else None,
+            history=self.x_0 if self._table.keeps_history else None,
             out=self._both,
             out_x_0=self.x_0,
         )
@@ -91,7 +88,6 @@ class SamplingStep:
     def static_tensors(self) -> dict[str, Tensor]:
         """Every tensor that a call may touch beyond those it makes for itself, by name."""
         own = {"x": self.x, "both": self._both, "x_0": self.x_0, "row": self.row}
-        given = {"label": self._label, "seeds": self._seeds, "guidance": self._guidance}
+        given = {"seeds": self._seeds, "guidance": self._guidance}
         table = {"table.coefficients": self._table.coefficients, "table.timesteps": self._table.timesteps}
-        model = {f"model.{name}": value for name, value in (*self._model.named_parameters(), *self._model.named_buffers())}
-        return {**own, **given, **table, **model}
+        return {**own, **given, **table, **self._denoiser.static_tensors()}

@@ -1,4 +1,4 @@
-"""The walk of a network in PyTorch's operations: what runs on a GPU, compiled and captured, and where there is no native library."""
+"""The walk of a network in PyTorch's operations: what a GPU runs, and a CPU without the native library."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fastcond.config import CONDITIONINGS
 from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, ddim, ddpm
+from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.engine.sampling_step import SamplingStep
+from fastcond.engine.torch_operations import TorchOperations
 from tests.support.capture_linter import CaptureViolation, lint_capture
 from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
 from tests.support.networks import small_unet
@@ -28,7 +30,9 @@ def sampling_step(table: StepTable, options: dict[str, float] | None = None, **c
     seeds = torch.stack((torch.full((images,), 5), torch.arange(images)), dim=1)
     label, guidance = torch.tensor([0, 1, 3]), torch.tensor([1.0, 2.0, 4.0])
     model = small_unet(**changes).eval()
-    return SamplingStep(model, table, label=label, seeds=seeds, guidance=guidance, **(options or {}))  # type: ignore[arg-type]
+    both = torch.cat([label, torch.full_like(label, model.config.null_label)])
+    denoiser = FrozenUNet(model).denoiser(table.timesteps, both)
+    return SamplingStep(denoiser, table, (3, 8, 8), seeds=seeds, guidance=guidance, **(options or {}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -166,22 +170,22 @@ def test_what_no_capture_allows_is_found(plant: Callable[[Planted], Any], messag
 
 
 def planted_in_a_network(monkeypatch: pytest.MonkeyPatch, plant: Callable[[Tensor], Any]) -> None:
-    """Lint the real step with `plant` done to the embedding, deep inside."""
+    """Lint the real step with `plant` done to a map that a skip joins, deep inside."""
     step = sampling_step(TABLES["ddpm"])
-    real = step._model.embed
-    monkeypatch.setattr(step._model, "embed", lambda timestep, label: plant(real(timestep, label)))
-    lint_capture(lambda: step(True), step.static_tensors)
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchOperations, "join", lambda self, x, skip: plant(torch.cat([x, skip], dim=1)))
+        lint_capture(lambda: step(True), step.static_tensors)
 
 
 def test_what_is_planted_in_the_real_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Tensor] = []
-    planted_in_a_network(monkeypatch, lambda emb: emb * 1)
+    planted_in_a_network(monkeypatch, lambda x: x * 1)
     with pytest.raises(CaptureViolation, match=r"Tensor.item at test_capture.py"):
-        planted_in_a_network(monkeypatch, lambda emb: emb * emb.max().item())
+        planted_in_a_network(monkeypatch, lambda x: x * x.max().item())
     with pytest.raises(CaptureViolation, match=r"a host branch on data: Tensor.__bool__ at test_capture.py"):
-        planted_in_a_network(monkeypatch, lambda emb: emb if emb.max() > 0 else -emb)
+        planted_in_a_network(monkeypatch, lambda x: x if x.max() > 0 else -x)
     with pytest.raises(CaptureViolation, match=r"an allocation escapes the step, stored somewhere: aten"):
-        planted_in_a_network(monkeypatch, lambda emb: kept.append(emb) or emb)
+        planted_in_a_network(monkeypatch, lambda x: kept.append(x) or x)
 
 
 def test_the_row_as_the_host_knows_it_would_be_found() -> None:
