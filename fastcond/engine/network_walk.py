@@ -113,7 +113,7 @@ class Walk:
         else:
             h = operations.convolve(block.conv1, x, norm=norm1, upsampled=block.resampling == "up", site=site)
         if block.resampling is not None:
-            x = operations.resample(x, cast(Literal["down", "up"], block.resampling))
+            x = operations.resample(x, block.resampling)
         if block.conv_shortcut is not None:
             x = operations.convolve(block.conv_shortcut, x)
         return operations.convolve(block.conv2, h, norm=norm2, residual=x)
