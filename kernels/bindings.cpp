@@ -108,6 +108,8 @@ bool step_cuda(std::array<Address, 10> tensors, std::array<int64_t, 8> numbers, 
 
 }  // namespace
 
+void bind_network(nb::module_& module);  // network_bindings.cpp
+
 NB_MODULE(_native, module) {
     module.doc() = "Native kernels. Call them through fastcond.ops: addresses are not checked here.";
     module.def("philox_bits", &draw<int64_t, fastcond::cpu::philox_bits>, "seeds"_a, "step"_a, "out"_a, "images"_a,
@@ -131,6 +133,7 @@ NB_MODULE(_native, module) {
 #if defined(FASTCOND_CUDA)
     module.def("diffusion_step_cuda", &step_cuda, "tensors"_a, "numbers"_a, "stream"_a, "diffusion_step on the GPU");
 #endif
+    bind_network(module);
     module.def("instruction_sets", &fastcond::cpu::instruction_sets, "what this processor can run, the best last");
     module.def("use_instruction_set", &fastcond::cpu::use_instruction_set, "name"_a, "for tests: run another build");
     module.def("use_largest_cache", &fastcond::cpu::use_largest_cache, "bytes"_a, "for tests: what counts as large");

@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 
 from fastcond.engine.conditioning_table import ConditioningTable
+from fastcond.engine.native_network import NativeNetwork, PackedWeights
 from fastcond.engine.network_walk import Walk
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
+from fastcond.ops import native
 
 
 class Denoiser(Protocol):
     """A network with the timesteps and labels of a run: what `SamplingStep` calls."""
 
-    def __call__(self, x_t: Tensor, row: Tensor) -> Tensor:
-        """x_t float32 [N, C, H, W], of the first N images, at the row that row, int64 [1], holds -> [N, out_channels, H, W]."""
+    def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
+        """The network's output [N, out_channels, H, W] for the first N images.
+
+        Args: x_t: float32 [N, C, H, W]. row: int64 [1], of the table of timesteps. copies: x_t is that many times the same
+            images, one batch after the other, so that what no condition enters needs to be computed for one of them only.
+        """
         ...
 
     def static_tensors(self) -> dict[str, Tensor]:
@@ -30,15 +36,32 @@ class FrozenUNet:
 
     Scales, shifts and biases of all blocks come from a `ConditioningTable`; nothing of the embedding is computed in the loop.
 
+    On a CPU with the native library, and in float32, an evaluation is one native call, with packed weights: copies of what the
+    model's were when it was frozen.
+
     Args: model: on any device, in any mode; dropout is left out. It is not changed.
     """
 
     def __init__(self, model: ConditionalUNet) -> None:
         self.model, self.walk = model, Walk(model)
+        parameters = list(model.parameters())
+        native_takes_it = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
+        self._library = native.native if native_takes_it else None
+        self._weights, self._networks = PackedWeights(), dict[tuple[int, int], NativeNetwork]()
+        if self._library is not None:
+            self.native(*model.config.image_size)
+
+    def native(self, height: int, width: int) -> NativeNetwork:
+        """The network for images of that size as one native call."""
+        if (height, width) not in self._networks:
+            network = NativeNetwork(self._library, self.walk, self._weights, height, width)
+            self._networks[height, width] = network
+        return self._networks[height, width]
 
     def denoiser(self, timesteps: Tensor, labels: Tensor) -> Denoiser:
         """For a run's timesteps, int64 [rows], and its images' labels, int64 [N] in 0 .. K."""
-        return _TorchDenoiser(self, ConditioningTable(self.model, timesteps, labels), labels)
+        table = ConditioningTable(self.model, timesteps, labels)
+        return _TorchDenoiser(self, table, labels) if self._library is None else _NativeDenoiser(self, table, labels)
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, timestep: int, label: Tensor) -> Tensor:
@@ -54,7 +77,7 @@ class _TorchDenoiser:
         self._frozen, self._table, self._slots = frozen, table, table.slots(labels)
         self._values, self._entry_of_row = table.whole() if table.is_whole else (torch.empty(0), torch.empty(0))
 
-    def __call__(self, x_t: Tensor, row: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
         slots = self._slots[: len(x_t)]
         if self._table.is_whole:
             at = self._entry_of_row.index_select(0, row) * len(self._table.labels) + slots
@@ -68,3 +91,18 @@ class _TorchDenoiser:
         named = (*model.named_parameters(), *model.named_buffers())
         own = {"slots": self._slots, "table": self._values, "entry_of_row": self._entry_of_row}
         return {**own, **{f"model.{name}": value for name, value in named}}
+
+
+class _NativeDenoiser:
+    """On the CPU, where the row is at hand."""
+
+    def __init__(self, frozen: FrozenUNet, table: ConditioningTable, labels: Tensor) -> None:
+        self._frozen, self._table, self._slots = frozen, table, table.slots(labels)
+
+    def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
+        height, width = x_t.shape[2:]
+        columns, slots = self._table.row(int(row)), self._slots[: len(x_t)]
+        return self._frozen.native(height, width).evaluate(x_t, columns, slots, copies)
+
+    def static_tensors(self) -> dict[str, Tensor]:
+        return {"slots": self._slots}

@@ -2,6 +2,7 @@
 // activation on the way in, bias, residual and statistics on the way out.
 #pragma once
 
+#include "channel_statistics.h"
 #include "norm_conv.h"
 #include "norm_conv_points.h"
 #include "products.h"
@@ -34,18 +35,62 @@ FASTCOND_INLINE FourLanes activated(FourLanes x, const Norm& norm) {
     return x;
 }
 
-// `count` positions of x, `stride` apart, as they enter the convolution, side by side in `to`.
+// Where sixteen channels of x lie: in the first part, in the second, or the last of the one and the first of the other.
+struct Source {
+    const float* x;
+    int64_t channels;  // of a position of x: the distance to the next
+    int64_t count;     // of the sixteen that are there
+    const float* rest = nullptr;  // the channels that the second part has
+    int64_t rest_channels = 0, rest_count = 0;
+
+    Source(const NormConv& call, int64_t first, int64_t wanted) {
+        const int64_t here = call.second ? call.first_channels : call.channels, behind = call.channels - here;
+        if (first < here) {
+            x = call.x + first;
+            channels = here;
+            count = smaller(wanted, here - first);
+            if (count < wanted) rest = call.second, rest_channels = behind, rest_count = wanted - count;
+        } else {
+            x = call.second + (first - here);
+            channels = behind;
+            count = wanted;
+        }
+    }
+    // Of the position `i`, of all the batch's.
+    FASTCOND_INLINE Lanes load(int64_t i) const {
+        if (rest) return load_both(i);
+        return count == lanes ? load_lanes(x + i * channels) : load_lanes(x + i * channels, count);
+    }
+
+private:
+    Lanes load_both(int64_t i) const {
+        float both[lanes] = {};
+        for (int64_t c = 0; c < count; ++c) both[c] = x[i * channels + c];
+        for (int64_t c = 0; c < rest_count; ++c) both[count + c] = rest[i * rest_channels + c];
+        return load_lanes(both);
+    }
+};
+
+// Positions from `i`, as they enter the convolution, to `count` places side by side in `to`.
 template <bool normed, bool silu_on>
-FASTCOND_INLINE void load_run(const float* x, int64_t stride, int64_t count, int64_t channels, const Norm& norm, float* to) {
-    const auto load = [&](int64_t i) FASTCOND_INLINE_LAMBDA {
-        return channels == lanes ? load_lanes(x + i * stride) : load_lanes(x + i * stride, channels);
-    };
+FASTCOND_INLINE void load_run(const Source& source, int64_t position, int64_t count, const Norm& norm, float* to) {
+    const auto load = [&](int64_t i) FASTCOND_INLINE_LAMBDA { return source.load(position + i); };
     int64_t i = 0;
     for (; i + 4 <= count; i += 4) {
         const FourLanes of_four = activated<normed, silu_on>({{load(i), load(i + 1), load(i + 2), load(i + 3)}}, norm);
         for (int64_t j = 0; j < 4; ++j) store_lanes(to + (i + j) * lanes, of_four.of[j]);
     }
     for (; i < count; ++i) store_lanes(to + i * lanes, activated<normed, silu_on>({{load(i)}}, norm).of[0]);
+}
+
+// The same where each position of x stands for two columns, the first of them an odd one if `odd`.
+template <bool normed, bool silu_on>
+FASTCOND_INLINE void load_doubled(const Source& source, int64_t position, bool odd, int64_t count, const Norm& norm, float* to) {
+    for (int64_t i = 0; i < count; ++position) {
+        const Lanes value = activated<normed, silu_on>({{source.load(position)}}, norm).of[0];
+        for (int64_t copies = odd ? 1 : 2; copies > 0 && i < count; --copies, ++i) store_lanes(to + i * lanes, value);
+        odd = false;
+    }
 }
 
 FASTCOND_INLINE void fill_zero(float* to, int64_t count) {
@@ -61,16 +106,21 @@ template <bool normed, bool silu_on>
 FASTCOND_INLINE void load_rectangle(const NormConv& call, int64_t image, const Rectangle& r, int64_t first, float* to) {
     const int64_t channels = smaller(lanes, call.channels - first);
     const Norm norm(call, image, first, channels);
+    const Source source(call, first, channels);
     const int64_t begin = larger(0, -r.left), end = smaller(r.columns, call.width - r.left);
+    const int64_t shrink = call.upsampled ? 2 : 1, rows = call.height / shrink, columns = call.width / shrink;
     for (int64_t row = 0; row < r.rows; ++row, to += r.columns * lanes) {
-        const int64_t y = r.top + row;
+        const int64_t y = r.top + row, x = r.left + begin;
         if (y < 0 || y >= call.height) {
             fill_zero(to, r.columns);
             continue;
         }
-        const float* x = call.x + ((image * call.height + y) * call.width + r.left + begin) * call.channels + first;
+        const int64_t position = (image * rows + y / shrink) * columns + x / shrink;
         fill_zero(to, begin);
-        load_run<normed, silu_on>(x, call.channels, end - begin, channels, norm, to + begin * lanes);
+        if (call.upsampled)
+            load_doubled<normed, silu_on>(source, position, x % 2 == 1, end - begin, norm, to + begin * lanes);
+        else
+            load_run<normed, silu_on>(source, position, end - begin, norm, to + begin * lanes);
         fill_zero(to + end * lanes, r.columns - end);
     }
 }
@@ -114,19 +164,6 @@ FASTCOND_INLINE void transform_tile(const float* d, int64_t row, float* v, int64
         transform_inputs(half[i], out);
         for (int j = 0; j < inputs; ++j) store_lanes(v + (i * inputs + j) * place, out[j]);
     }
-}
-
-// Of sixteen features over the positions seen so far.
-struct Statistics {
-    Lanes mean, m2;
-};
-
-// (mean, m2) of `count` values and of `more` others become those of all (Chan, Golub & LeVeque 1979).
-FASTCOND_INLINE void merge(Statistics& all, int64_t count, const Statistics& others, int64_t more) {
-    const float share = float(more) / float(count + more);
-    const Lanes distance = others.mean - all.mean;
-    all.mean = fused(distance, all_lanes(share), all.mean);
-    all.m2 = fused(distance * distance, all_lanes(share * float(count)), all.m2 + others.m2);
 }
 
 // Of a tile's outputs inside the image: its rows of 4, of which `columns` count.

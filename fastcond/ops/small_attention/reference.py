@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 32  # features of a block of a packed weight
-LEAST = 16  # of the last block, where no more are left
+from fastcond.ops.packing import pack_matrix, padded
 
 
 def forward(
@@ -46,21 +45,13 @@ def forward(
 
 
 def pack(qkv_weight: Tensor, out_weight: Tensor) -> Tensor:
-    """Both weights as the CPU kernel reads them: a float32 vector of blocks [C, 32 features], first those of qkv_weight.
-
-    The last block of each is of 16 features where no more are left; features that are not there are 0.
-    """
-    parts = []
-    for weight in (qkv_weight, out_weight):
-        for block in weight.float().split(BLOCK):
-            width = BLOCK if block.shape[0] > LEAST else LEAST
-            parts.append(F.pad(block, (0, 0, 0, width - block.shape[0])).T.flatten())
-    return torch.cat(parts)
+    """Both weights as the CPU kernel reads them: float32, first qkv_weight's blocks."""
+    return torch.cat([pack_matrix(qkv_weight), pack_matrix(out_weight)])
 
 
 def packed_size(channels: int) -> int:
     """Elements of the packed weights."""
-    return channels * sum(-(-features // LEAST) * LEAST for features in (3 * channels, channels))
+    return channels * sum(padded(features) for features in (3 * channels, channels))
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

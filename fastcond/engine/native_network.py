@@ -1,0 +1,248 @@
+"""A network as one native call on a CPU: its walk recorded as steps of `fastcond._native.Network` over one block of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastcond.engine.conditioning_table import Site
+from fastcond.engine.memory_plan import Buffer, plan_memory
+from fastcond.engine.network_walk import Norm, Walk
+from fastcond.nn.blocks import SelfAttention
+from fastcond.ops.norm_conv import pack_conv_weight
+from fastcond.ops.packing import pack_matrix
+from fastcond.ops.small_attention import pack_attention_weights
+
+
+@dataclass
+class Part:
+    """Some channels of a map, [B, H, W, channels]; `at` is a buffer, or the address that stands for the evaluation's input.
+
+    mean, m2: [B, channels], of what is there; None until they are first asked for.
+    """
+
+    at: Buffer | int
+    channels: int
+    mean: Buffer | None = None
+    m2: Buffer | None = None
+
+
+@dataclass(frozen=True)
+class NativeMap:
+    """One or two parts, whose channels follow one another."""
+
+    parts: tuple[Part, ...]
+    height: int
+    width: int
+
+    @property
+    def channels(self) -> int:
+        return sum(part.channels for part in self.parts)
+
+
+Operand = Buffer | Tensor | int | None  # a tensor of the network, memory of the evaluation, or an address; None: not there
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of `fastcond._native.Network`: the method, its tensors and its numbers.
+
+    optional: operands that it writes only if another step reads them.
+    """
+
+    method: str
+    operands: tuple[Operand, ...]
+    numbers: tuple[int, ...]
+    more: tuple[float, ...] = ()
+    optional: frozenset[Buffer] = frozenset()
+
+
+@dataclass
+class PackedWeights:
+    """What the steps of a network multiply by, by the module that it was made of. It is the weights as they were then."""
+
+    of: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+    def of_conv(self, conv: nn.Conv2d, winograd: bool) -> Tensor:
+        if conv not in self.of:
+            weight = conv.weight.detach()
+            self.of[conv] = pack_conv_weight(weight) if winograd else pack_matrix(weight.permute(0, 2, 3, 1).flatten(1))
+        return self.of[conv]
+
+    def of_attention(self, attention: SelfAttention) -> tuple[Tensor, Tensor]:
+        """The weights, and the biases of queries, keys and values."""
+        projections = (attention.to_q, attention.to_k, attention.to_v)
+        if attention not in self.of:
+            qkv = torch.cat([projection.weight.detach() for projection in projections])
+            self.of[attention] = pack_attention_weights(qkv, attention.to_out[0].get_parameter("weight").detach())
+            self.of[attention.to_q] = torch.cat([projection.bias.detach() for projection in projections])
+        return self.of[attention], self.of[attention.to_q]
+
+
+class Recorder:
+    """Records the steps of a walk over maps [B, H, W, C]."""
+
+    def __init__(self, library: Any, weights: PackedWeights) -> None:
+        self.steps: list[Step] = []
+        self._library, self._weights = library, weights
+
+    def convolve(
+        self,
+        conv: nn.Conv2d,
+        x: NativeMap,
+        *,
+        norm: Norm | None = None,
+        upsampled: bool = False,
+        site: Site | None = None,
+        residual: NativeMap | None = None,
+    ) -> NativeMap:
+        features, channels = conv.out_channels, x.channels
+        plain = norm is None and site is None and residual is None and not upsampled
+        # A convolution of few channels would have most of Winograd's lanes idle; the network's first is one.
+        winograd = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and (channels >= 16 or not plain)
+        packed, bias = self._weights.of_conv(conv, winograd), None if conv.bias is None else conv.bias.detach()
+        first, second = x.parts[0], x.parts[1].at if len(x.parts) > 1 else None
+        if not winograd:
+            assert plain, "only 3x3 of stride 1 has these"
+            (size, _), (stride, _) = conv.kernel_size, conv.stride
+            height, width = x.height // stride, x.width // stride
+            y = self._map(features, height, width)
+            operands = (first.at, second, packed, bias, y.parts[0].at)
+            self._add("add_patch_conv", operands, (x.height, x.width, first.channels, channels, features, size, stride))
+            return y
+        height, width = (2 * x.height, 2 * x.width) if upsampled else (x.height, x.width)
+        affine = (None, None, None) if norm is None else self._norm(norm, x)
+        bias_stride = 0
+        row_bias: Operand = bias
+        if site is not None:
+            bias_stride, row_bias = features, Buffer(features)
+            self._add("add_row_bias", (bias, row_bias), (site.start, features))
+        statistics = Buffer(features), Buffer(features)
+        y = self._map(features, height, width, *statistics)
+        added = None if residual is None else residual.parts[0].at
+        assert residual is None or len(residual.parts) == 1, "what is added comes from one step"
+        self._add(
+            "add_norm_conv",
+            (first.at, second, *affine, packed, row_bias, added, y.parts[0].at, *statistics),
+            (bias_stride, height, width, first.channels, channels, features, int(norm is not None and norm.silu), int(upsampled)),
+            optional=frozenset(statistics),
+        )
+        return y
+
+    def attend(self, attention: SelfAttention, x: NativeMap, norm: Norm) -> NativeMap:
+        packed, bias = self._weights.of_attention(attention)
+        (part,), y = x.parts, self._map(x.channels, x.height, x.width)
+        out_bias = attention.to_out[0].get_parameter("bias").detach()
+        operands = (part.at, *self._norm(norm, x), packed, bias, out_bias, part.at, y.parts[0].at)
+        self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads))
+        return y
+
+    def join(self, x: NativeMap, skip: NativeMap) -> NativeMap:
+        return NativeMap((*x.parts, *skip.parts), x.height, x.width)
+
+    def resample(self, x: NativeMap, how: Literal["down", "up"], norm: Norm | None = None) -> NativeMap:
+        affine = (None, None, None) if norm is None else self._norm(norm, x)
+        up = how == "up"
+        height, width = (2 * x.height, 2 * x.width) if up else (x.height // 2, x.width // 2)
+        y = self._map(x.channels, height, width)
+        (part,) = x.parts
+        silu = norm is not None and norm.silu
+        self._add("add_resample", (part.at, *affine, y.parts[0].at), (x.height, x.width, x.channels, int(silu), int(up)))
+        return y
+
+    def _norm(self, norm: Norm, x: NativeMap) -> tuple[Buffer, Buffer, Buffer]:
+        """mean, gain and offset [B, C] of a norm of x, from its parts' statistics."""
+        statistics: list[Operand] = []
+        for part in x.parts:
+            statistics += self._statistics(part, x.height * x.width)
+        statistics += [None] * (4 - len(statistics))
+        weight, bias = (None if value is None else value.detach() for value in (norm.weight, norm.bias))
+        affine = Buffer(x.channels), Buffer(x.channels), Buffer(x.channels)
+        site = -1 if norm.site is None else norm.site.start
+        numbers = (site, x.height * x.width, x.parts[0].channels, x.channels, norm.groups)
+        self._add("add_channel_norm", (*statistics, weight, bias, *affine), numbers, more=(norm.eps,))
+        return affine
+
+    def _statistics(self, part: Part, positions: int) -> tuple[Buffer, Buffer]:
+        if part.mean is None or part.m2 is None:
+            part.mean, part.m2 = Buffer(part.channels), Buffer(part.channels)
+            self._add("add_channel_statistics", (part.at, part.mean, part.m2), (positions, part.channels))
+        return part.mean, part.m2
+
+    def _map(self, channels: int, height: int, width: int, mean: Buffer | None = None, m2: Buffer | None = None) -> NativeMap:
+        return NativeMap((Part(Buffer(channels * height * width), channels, mean, m2),), height, width)
+
+    def _add(self, method: str, operands: tuple[Operand, ...], numbers: tuple[int, ...], **more: Any) -> None:
+        self.steps.append(Step(method, operands, numbers, **more))
+
+
+class NativeNetwork:
+    """A network's evaluation at one size of image, as one native call.
+
+    Args:
+        walk: of a network with float32 parameters on the CPU. weights: shared by the sizes of one network.
+        height, width: of x_t.
+    """
+
+    def __init__(self, library: Any, walk: Walk, weights: PackedWeights, height: int, width: int) -> None:
+        self._library, self._weights = library, weights
+        recorder = Recorder(library, weights)
+        in_channels = walk.model.config.in_channels
+        y = walk(recorder, NativeMap((Part(library.Network.INPUT, in_channels),), height, width))
+        self._out_shape = (y.channels, height, width)
+        # The last step writes the evaluation's output, no buffer.
+        self._steps = _redirected(recorder.steps, y.parts[0].at, library.Network.OUTPUT)
+        self._plan = plan_memory([[o for o in step.operands if isinstance(o, Buffer)] for step in self._steps])
+        self._capacity, self._memory, self._network = 0, torch.empty(0), library.Network()
+
+    def evaluate(self, x_t: Tensor, columns: Tensor, slots: Tensor, copies: int = 1) -> Tensor:
+        """Output [B, out_channels, H, W], channels_last, for x_t float32 [B, C, H, W].
+
+        Args: columns: float32 [labels, width], a row of the table; slots: int64 [B] on the CPU, the label of each image; copies:
+            x_t is that many times the same images, one batch after the other.
+        """
+        batch = len(x_t)
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
+        columns, slots = columns.contiguous(), slots.contiguous()
+        y = torch.empty((batch, *self._out_shape), memory_format=torch.channels_last)
+        if batch > self._capacity:
+            self._lay_out(batch)
+        addresses = (x_t.data_ptr(), y.data_ptr(), columns.data_ptr(), slots.data_ptr())
+        self._network.run(addresses, (columns.shape[1], batch, copies, torch.get_num_threads()))
+        return y
+
+    def _lay_out(self, batch: int) -> None:
+        """Memory for evaluations of up to `batch` images, and the steps with its addresses."""
+        self._memory = torch.empty(self._plan.floats * batch + 16)
+        base = -(-self._memory.data_ptr() // 64) * 64
+        read = _read_buffers(self._steps)
+        network = self._library.Network()
+
+        def address(operand: Operand, step: Step) -> int:
+            if operand is None or (isinstance(operand, Buffer) and operand in step.optional and operand not in read):
+                return 0
+            if isinstance(operand, Buffer):
+                return base + 4 * batch * self._plan.start[operand]
+            return operand.data_ptr() if isinstance(operand, Tensor) else operand
+
+        for step in self._steps:
+            tensors = [address(operand, step) for operand in step.operands]
+            getattr(network, step.method)(tensors, step.numbers, *step.more)
+        self._network, self._capacity = network, batch
+
+
+def _redirected(steps: Sequence[Step], old: Operand, new: Operand) -> list[Step]:
+    def swapped(step: Step) -> Step:
+        operands = tuple(new if operand is old else operand for operand in step.operands)
+        return Step(step.method, operands, step.numbers, step.more, step.optional)
+
+    return [swapped(step) for step in steps]
+
+
+def _read_buffers(steps: Sequence[Step]) -> set[Buffer]:
+    """Buffers that a step other than the one that may leave them out has to do with."""
+    return {o for step in steps for o in step.operands if isinstance(o, Buffer) and o not in step.optional}

@@ -1,0 +1,66 @@
+#include "network.h"
+
+#include <type_traits>
+
+namespace fastcond::cpu {
+namespace {
+
+void resolve(const float*& from, const Evaluation& of) {
+    if (reinterpret_cast<std::uintptr_t>(from) == Network::input) from = of.x;
+}
+void resolve(float*& to, const Evaluation& of) {
+    if (reinterpret_cast<std::uintptr_t>(to) == Network::output) to = of.y;
+}
+
+struct Run {
+    const Evaluation& of;
+
+    template <typename S>
+    S prepared(S step) const {
+        step.batch = of.batch;
+        if constexpr (!std::is_same_v<S, RowBias>) step.threads = of.threads;
+        return step;
+    }
+    void operator()(const NormConv& given) const {
+        NormConv step = prepared(given);
+        resolve(step.x, of);
+        resolve(step.y, of);
+        norm_conv(step);
+    }
+    void operator()(const SmallAttention& given) const { small_attention(prepared(given)); }
+    void operator()(const PatchConv& given) const {
+        PatchConv step = prepared(given);
+        step.copies = 1;
+        if (reinterpret_cast<std::uintptr_t>(step.x) == Network::input) {
+            step.copies = of.copies;
+            step.batch = of.batch / of.copies;
+        }
+        resolve(step.x, of);
+        resolve(step.y, of);
+        patch_conv(step);
+    }
+    void operator()(const ChannelStatistics& given) const { channel_statistics(prepared(given)); }
+    void operator()(const ChannelNorm& given) const {
+        ChannelNorm step = prepared(given);
+        step.columns = given.at < 0 ? nullptr : of.columns;
+        step.slots = of.slots;
+        step.row = of.width;
+        channel_norm(step);
+    }
+    void operator()(const RowBias& given) const {
+        RowBias step = prepared(given);
+        step.columns = of.columns;
+        step.slots = of.slots;
+        step.row = of.width;
+        row_bias(step);
+    }
+    void operator()(const Resample& given) const { resample(prepared(given)); }
+};
+
+}  // namespace
+
+void Network::run(const Evaluation& evaluation) const {
+    for (const Step& step : steps_) std::visit(Run{evaluation}, step);
+}
+
+}  // namespace fastcond::cpu

@@ -1,0 +1,43 @@
+// A network's evaluation as a list of steps, run by one call: between two steps there is no Python.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+#include <vector>
+
+#include "network_steps.h"
+#include "norm_conv.h"
+#include "small_attention.h"
+
+namespace fastcond::cpu {
+
+// What differs from one evaluation to the next.
+struct Evaluation {
+    const float* x;          // the network's input
+    float* y;                // its output
+    const float* columns;    // a row of the conditioning table: [labels, width]
+    const int64_t* slots;    // [B], the label of each image
+    int64_t width;
+    int64_t batch;
+    int64_t copies;  // of which the input holds one: it is the same for so many parts of the batch, one after the other
+    int threads;
+};
+
+class Network {
+public:
+    // Addresses that stand for an evaluation's own input and output; no memory is there.
+    static constexpr std::uintptr_t input = 1, output = 2;
+
+    using Step = std::variant<NormConv, SmallAttention, PatchConv, ChannelStatistics, ChannelNorm, RowBias, Resample>;
+
+    // What an evaluation says is filled in when it runs: batch, threads, the conditioning, its own input and output. A ChannelNorm
+    // without conditioning has a negative `at`. Only a PatchConv may read the input where it has copies.
+    void add(const Step& step) { steps_.push_back(step); }
+
+    void run(const Evaluation& evaluation) const;
+
+private:
+    std::vector<Step> steps_;
+};
+
+}  // namespace fastcond::cpu

@@ -1,0 +1,219 @@
+// The loops of a network's further steps, compiled once for each instruction set (FASTCOND_ISA names it, CMakeLists.txt lists them).
+//
+// No standard-library templates: the linker would keep one instance for all builds, perhaps the one with the widest
+// instructions.
+#include "network_steps.h"
+
+#include "channel_statistics.h"
+#include "products.h"
+#include "workspace.h"
+
+namespace fastcond::cpu::FASTCOND_ISA {
+namespace {
+
+constexpr int64_t patch_floats = int64_t{96} << 10;  // of a block's patches, which share a core's cache with the weights
+constexpr int64_t products_worth_a_thread = 1 << 18;
+constexpr int64_t numbers_worth_a_thread = 1 << 14;
+
+[[maybe_unused]] int threads_for(int threads, int64_t work, int64_t worth) { return int(larger(1, smaller(threads, work / worth))); }
+
+// Sizes of a convolution by patches: rows of the product are output positions, its depth runs over taps and then channels.
+struct Patches {
+    int64_t height, width;  // of y
+    int64_t positions, depth, chunks, rows;
+
+    Patches(const PatchConv& step, int64_t threads) {
+        const int64_t padding = step.size / 2;
+        height = (step.height + 2 * padding - step.size) / step.stride + 1;
+        width = (step.width + 2 * padding - step.size) / step.stride + 1;
+        positions = step.batch * height * width;
+        depth = step.size * step.size * step.channels;
+        chunks = parts_of(depth, lanes);
+        const int64_t most = larger(2 * most_rows, smaller(16 * most_rows, patch_floats / depth / most_rows * most_rows));
+        const int64_t blocks = parts_of(parts_of(positions, most), threads) * threads;
+        rows = larger(1, parts_of(positions, blocks));
+    }
+    int64_t blocks() const { return parts_of(positions, rows); }
+};
+
+// `count` channels of one position to places depth, depth + 1, ... of a row of [chunks][rows][16].
+FASTCOND_INLINE void put(const float* from, int64_t count, int64_t depth, int64_t rows, float* row) {
+    if (depth % lanes == 0)
+        for (; count >= lanes; count -= lanes, depth += lanes, from += lanes)
+            store_lanes(row + depth * rows, load_lanes(from));
+    for (int64_t c = 0; c < count; ++c, ++depth) row[depth / lanes * rows * lanes + depth % lanes] = from[c];
+}
+
+// The patches of output positions [begin, begin + rows) as [chunks][rows][16].
+void gather(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows, float* v) {
+    const int64_t padding = step.size / 2, C0 = step.first_channels, C1 = step.channels - C0;
+    const Lanes zero = all_lanes(0.0f);
+    for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
+        for (int64_t row = 0; row < rows; ++row) store_lanes(v + (chunk * rows + row) * lanes, zero);
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t at = begin + row, column = at % p.width, line = at / p.width % p.height, image = at / p.width / p.height;
+        for (int64_t tap = 0; tap < step.size * step.size; ++tap) {
+            const int64_t y = line * step.stride + tap / step.size - padding, x = column * step.stride + tap % step.size - padding;
+            if (y < 0 || y >= step.height || x < 0 || x >= step.width) continue;
+            const int64_t position = (image * step.height + y) * step.width + x, depth = tap * step.channels;
+            put(step.x + position * C0, C0, depth, rows, v + row * lanes);
+            if (C1) put(step.second + position * C1, C1, depth + C0, rows, v + row * lanes);
+        }
+    }
+}
+
+void multiply_patches(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows, const float* v, float* result) {
+    const int64_t K = step.features;
+    for (int64_t first = 0; first < K; first += panel) {
+        const int64_t width = K - first > lanes ? panel : lanes;
+        multiply_all(Product{v, step.packed + first * p.depth, result, rows * lanes, p.depth, width}, rows, width);
+        for (int64_t column = 0; column < width && first + column < K; column += lanes) {
+            const int64_t feature = first + column, count = smaller(lanes, K - feature);
+            const Lanes bias = step.bias ? load_lanes(step.bias + feature, count) : all_lanes(0.0f);
+            for (int64_t row = 0; row < rows; ++row) {
+                const Lanes value = load_lanes(result + row * panel + column) + bias;
+                for (int64_t copy = 0; copy < step.copies; ++copy) {
+                    float* to = step.y + (copy * p.positions + begin + row) * K + feature;
+                    if (count == lanes) store_lanes(to, value);
+                    else store_lanes(to, value, count);
+                }
+            }
+        }
+    }
+}
+
+// Sixteen channels of silu((x - mean) gain + offset).
+struct Activation {
+    const Resample& step;
+    int64_t channel, count;
+    Lanes mean, gain, offset;
+
+    Activation(const Resample& step, int64_t image, int64_t channel)
+        : step(step), channel(channel), count(smaller(lanes, step.channels - channel)) {
+        const int64_t at = image * step.channels + channel;
+        mean = step.mean ? load_lanes(step.mean + at, count) : all_lanes(0.0f);
+        gain = step.mean ? load_lanes(step.gain + at, count) : all_lanes(1.0f);
+        offset = step.mean ? load_lanes(step.offset + at, count) : all_lanes(0.0f);
+    }
+    FASTCOND_INLINE Lanes at(int64_t position) const {
+        Lanes value = load_lanes(step.x + position * step.channels + channel, count);
+        if (step.mean) value = fused(value - mean, gain, offset);
+        return step.silu ? silu(value) : value;
+    }
+    FASTCOND_INLINE void put(int64_t position, const Lanes& value) const {
+        store_lanes(step.y + position * step.channels + channel, value, count);
+    }
+};
+
+void resample_line(const Resample& step, int64_t image, int64_t line) {
+    const int64_t width = step.width;
+    for (int64_t channel = 0; channel < step.channels; channel += lanes) {
+        const Activation activation(step, image, channel);
+        if (step.up) {
+            const int64_t from = (image * step.height + line) * width, to = (image * step.height + line) * 4 * width;
+            for (int64_t x = 0; x < width; ++x) {
+                const Lanes value = activation.at(from + x);
+                for (int64_t row = 0; row < 2; ++row)
+                    for (int64_t column = 0; column < 2; ++column) activation.put(to + (2 * row * width) + 2 * x + column, value);
+            }
+        } else {
+            const int64_t from = (image * step.height + 2 * line) * width, to = (image * (step.height / 2) + line) * (width / 2);
+            for (int64_t x = 0; x + 1 < width; x += 2) {
+                const Lanes upper = activation.at(from + x) + activation.at(from + x + 1);
+                const Lanes lower = activation.at(from + width + x) + activation.at(from + width + x + 1);
+                activation.put(to + x / 2, (upper + lower) * all_lanes(0.25f));
+            }
+        }
+    }
+}
+
+void norm_of_image(const ChannelNorm& step, int64_t image) {
+    const int64_t C = step.channels, C0 = step.first_channels, width = C / step.groups;
+    const double positions = double(step.positions);
+    const auto mean_of = [&](int64_t c) FASTCOND_INLINE_LAMBDA {
+        return double(c < C0 ? step.first_mean[image * C0 + c] : step.second_mean[image * (C - C0) + c - C0]);
+    };
+    const auto m2_of = [&](int64_t c) FASTCOND_INLINE_LAMBDA {
+        return double(c < C0 ? step.first_m2[image * C0 + c] : step.second_m2[image * (C - C0) + c - C0]);
+    };
+    const float* columns = step.columns ? step.columns + step.slots[image] * step.row + step.at : nullptr;
+    for (int64_t group = 0; group < step.groups; ++group) {
+        const int64_t begin = group * width, end = begin + width;
+        double mean = 0.0, m2 = 0.0;
+        for (int64_t c = begin; c < end; ++c) mean += mean_of(c);
+        mean /= double(width);
+        for (int64_t c = begin; c < end; ++c) m2 += m2_of(c) + positions * (mean_of(c) - mean) * (mean_of(c) - mean);
+        const float rstd = float(1.0 / __builtin_sqrt(m2 / (positions * double(width)) + double(step.eps)));
+        for (int64_t c = begin; c < end; ++c) {
+            const float weight = step.weight ? step.weight[c] : 1.0f, bias = step.bias ? step.bias[c] : 0.0f;
+            const float scale = columns ? 1.0f + columns[c] : 1.0f, shift = columns ? columns[C + c] : 0.0f;
+            step.mean[image * C + c] = float(mean);
+            step.gain[image * C + c] = rstd * weight * scale;
+            step.offset[image * C + c] = bias * scale + shift;
+        }
+    }
+}
+
+}  // namespace
+
+void patch_conv(const PatchConv& step) {
+    const int64_t work = step.batch * step.height * step.width * step.size * step.size * step.channels * step.features;
+    [[maybe_unused]] const int threads = threads_for(step.threads, work, products_worth_a_thread);
+    const Patches p(step, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        thread_local Workspace workspace;
+        const int64_t v_size = whole_lines(p.chunks * p.rows * lanes);
+        float *v = workspace.take(v_size + p.rows * panel), *result = v + v_size;
+#pragma omp for schedule(dynamic)
+        for (int64_t block = 0; block < p.blocks(); ++block) {
+            const int64_t begin = block * p.rows, rows = smaller(p.rows, p.positions - begin);
+            gather(step, p, begin, rows, v);
+            multiply_patches(step, p, begin, rows, v, result);
+        }
+    }
+}
+
+void channel_statistics(const ChannelStatistics& step) {
+    const int64_t chunks = parts_of(step.channels, lanes), C = step.channels, P = step.positions;
+    [[maybe_unused]] const int threads = threads_for(step.threads, step.batch * P * C, numbers_worth_a_thread);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t unit = 0; unit < step.batch * chunks; ++unit) {
+        const int64_t image = unit / chunks, channel = unit % chunks * lanes, count = smaller(lanes, C - channel);
+        const float* x = step.x + image * P * C + channel;
+        constexpr int64_t together = 16;
+        Statistics all{all_lanes(0.0f), all_lanes(0.0f)};
+        for (int64_t begin = 0; begin < P; begin += together) {
+            const int64_t rows = smaller(together, P - begin);
+            Lanes row[together];
+            for (int64_t r = 0; r < rows; ++r)
+                row[r] = count == lanes ? load_lanes(x + (begin + r) * C) : load_lanes(x + (begin + r) * C, count);
+            merge(all, begin, statistics_of_rows(row, rows), rows);
+        }
+        store_lanes(step.mean + image * C + channel, all.mean, count);
+        store_lanes(step.m2 + image * C + channel, all.m2, count);
+    }
+}
+
+void channel_norm(const ChannelNorm& step) {
+    [[maybe_unused]] const int threads = threads_for(step.threads, step.batch * step.channels * 8, numbers_worth_a_thread);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t image = 0; image < step.batch; ++image) norm_of_image(step, image);
+}
+
+void row_bias(const RowBias& step) {
+    for (int64_t image = 0; image < step.batch; ++image) {
+        const float* columns = step.columns + step.slots[image] * step.row + step.at;
+        for (int64_t k = 0; k < step.features; ++k)
+            step.y[image * step.features + k] = (step.bias ? step.bias[k] : 0.0f) + columns[k];
+    }
+}
+
+void resample(const Resample& step) {
+    const int64_t lines = step.up ? step.height : step.height / 2, numbers = step.batch * step.height * step.width * step.channels;
+    [[maybe_unused]] const int threads = threads_for(step.threads, numbers, numbers_worth_a_thread);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t unit = 0; unit < step.batch * lines; ++unit) resample_line(step, unit / lines, unit % lines);
+}
+
+}  // namespace fastcond::cpu::FASTCOND_ISA
