@@ -39,21 +39,23 @@ class FrozenUNet:
     On a CPU with the native library, and in float32, an evaluation is one native call, with packed weights: copies of what the
     model's were when it was frozen.
 
-    Args: model: on any device, in any mode; dropout is left out. It is not changed.
+    Args:
+        model: on any device, in any mode; dropout is left out. It is not changed.
+        use_native: False: PyTorch's operations, as on a GPU, where the native call is possible too.
     """
 
-    def __init__(self, model: ConditionalUNet) -> None:
+    def __init__(self, model: ConditionalUNet, *, use_native: bool = True) -> None:
         self.model, self.walk = model, Walk(model)
-        parameters = list(model.parameters())
-        native_takes_it = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
-        self._library = native.native if native_takes_it else None
+        possible = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
+        self._library = native.native if use_native and possible else None
         self._weights, self._networks = PackedWeights(), dict[tuple[int, int], NativeNetwork]()
         if self._library is not None:
-            self.native(*model.config.image_size)
+            self.native_network(*model.config.image_size)
 
-    def native(self, height: int, width: int) -> NativeNetwork:
+    def native_network(self, height: int, width: int) -> NativeNetwork:
         """The network for images of that size as one native call."""
         if (height, width) not in self._networks:
+            self.model.check_size(height, width)
             network = NativeNetwork(self._library, self.walk, self._weights, height, width)
             self._networks[height, width] = network
         return self._networks[height, width]
@@ -78,6 +80,7 @@ class _TorchDenoiser:
         self._values, self._entry_of_row = table.whole() if table.is_whole else (torch.empty(0), torch.empty(0))
 
     def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
+        self._frozen.model.check_size(*x_t.shape[2:])
         slots = self._slots[: len(x_t)]
         if self._table.is_whole:
             at = self._entry_of_row.index_select(0, row) * len(self._table.labels) + slots
@@ -102,7 +105,7 @@ class _NativeDenoiser:
     def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
         height, width = x_t.shape[2:]
         columns, slots = self._table.row(int(row)), self._slots[: len(x_t)]
-        return self._frozen.native(height, width).evaluate(x_t, columns, slots, copies)
+        return self._frozen.native_network(height, width).evaluate(x_t, columns, slots, copies)
 
     def static_tensors(self) -> dict[str, Tensor]:
         return {"slots": self._slots}

@@ -17,6 +17,9 @@ from fastcond.ops.norm_conv import pack_conv_weight
 from fastcond.ops.packing import pack_matrix
 from fastcond.ops.small_attention import pack_attention_weights
 
+_MEMORY_FLOATS = 4 << 20
+_FEWEST_IMAGES = 16
+
 
 @dataclass
 class Part:
@@ -198,6 +201,8 @@ class NativeNetwork:
         self._steps = _redirected(recorder.steps, y.parts[0].at, library.Network.OUTPUT)
         self._plan = plan_memory([[o for o in step.operands if isinstance(o, Buffer)] for step in self._steps])
         self._capacity, self._memory, self._network = 0, torch.empty(0), library.Network()
+        # More would not find their maps in the processor's caches, fewer would read the weights more often.
+        self.images_at_a_time = max(_FEWEST_IMAGES, _MEMORY_FLOATS // self._plan.floats)
 
     def evaluate(self, x_t: Tensor, columns: Tensor, slots: Tensor, copies: int = 1) -> Tensor:
         """Output [B, out_channels, H, W], channels_last, for x_t float32 [B, C, H, W].
@@ -209,10 +214,17 @@ class NativeNetwork:
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         columns, slots = columns.contiguous(), slots.contiguous()
         y = torch.empty((batch, *self._out_shape), memory_format=torch.channels_last)
-        if batch > self._capacity:
-            self._lay_out(batch)
-        addresses = (x_t.data_ptr(), y.data_ptr(), columns.data_ptr(), slots.data_ptr())
-        self._network.run(addresses, (columns.shape[1], batch, copies, torch.get_num_threads()))
+        parts = -(-batch // self.images_at_a_time)
+        if parts > 1:
+            copies = 1  # a part holds some images of one copy
+        size = -(-batch // max(1, parts))
+        if size > self._capacity:
+            self._lay_out(size)
+        for first in range(0, batch, max(1, size)):
+            part = slice(first, first + size)
+            addresses = (x_t[part].data_ptr(), y[part].data_ptr(), columns.data_ptr(), slots[part].data_ptr())
+            numbers = (columns.shape[1], len(slots[part]), copies, torch.get_num_threads())
+            self._network.run(addresses, numbers)
         return y
 
     def _lay_out(self, batch: int) -> None:

@@ -68,7 +68,7 @@ class SamplingStep:
         """Execute one row: with guidance, both halves of the batch; without, the conditional one alone."""
         out_uncond = None
         if guided:
-            out_cond, out_uncond = self._denoiser(self._both, self.row).chunk(2)
+            out_cond, out_uncond = self._denoiser(self._both, self.row, copies=2).chunk(2)
         else:
             out_cond = self._denoiser(self.x, self.row)
         self._advance(

@@ -132,6 +132,13 @@ class ConditionalUNet(nn.Module):
         class_emb = self.class_embedding(label)
         return class_emb if self.class_projection is None else self.class_projection(class_emb)
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises: ValueError for a size of x_t that the levels do not divide."""
+        factor = 2 ** (len(self.down_blocks) - 1)
+        if height % factor or width % factor:
+            levels = len(self.down_blocks)
+            raise ValueError(f"x_t is {height}x{width}; {levels} levels need multiples of {factor} in both directions")
+
     def forward(self, x_t: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
         """Predict eps, v or x_0 (by `diffusion.prediction`).
 
@@ -142,10 +149,7 @@ class ConditionalUNet(nn.Module):
         Returns: float [B, out_channels, H, W].
         Raises: ValueError for a size that the levels do not divide.
         """
-        factor = 2 ** (len(self.down_blocks) - 1)
-        if x_t.shape[2] % factor or x_t.shape[3] % factor:
-            found = f"{x_t.shape[2]}x{x_t.shape[3]}"
-            raise ValueError(f"x_t is {found}; {len(self.down_blocks)} levels need multiples of {factor} in both directions")
+        self.check_size(*x_t.shape[2:])
         emb = self.embed(timestep, label)
         x = self.conv_in(x_t)
         skips = [x]

@@ -31,7 +31,7 @@ def sampling_step(table: StepTable, options: dict[str, float] | None = None, **c
     label, guidance = torch.tensor([0, 1, 3]), torch.tensor([1.0, 2.0, 4.0])
     model = small_unet(**changes).eval()
     both = torch.cat([label, torch.full_like(label, model.config.null_label)])
-    denoiser = FrozenUNet(model).denoiser(table.timesteps, both)
+    denoiser = FrozenUNet(model, use_native=False).denoiser(table.timesteps, both)
     return SamplingStep(denoiser, table, (3, 8, 8), seeds=seeds, guidance=guidance, **(options or {}))  # type: ignore[arg-type]
 
 

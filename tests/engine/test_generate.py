@@ -47,9 +47,9 @@ def calls_of(call: Callable[[], Any]) -> list[tuple[Tensor, int, Tensor]]:
     def spying(frozen: FrozenUNet, timesteps: Tensor, labels: Tensor) -> Any:
         denoiser = make(frozen, timesteps, labels)
 
-        def evaluate(x_t: Tensor, row: Tensor) -> Tensor:
+        def evaluate(x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
             calls.append((x_t.clone(), int(timesteps[row]), labels[: len(x_t)]))
-            return denoiser(x_t, row)
+            return denoiser(x_t, row, copies)
 
         return evaluate
 

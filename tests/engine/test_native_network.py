@@ -1,0 +1,88 @@
+"""A network as one native call: its bits depend on nothing but the image, and its memory is used again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastcond.engine.frozen_unet import FrozenUNet
+from tests.support.frozen_networks import assert_equals_the_model, inputs
+from tests.support.kernels import instruction_set, needs_native  # noqa: F401  (a fixture)
+from tests.support.networks import small_unet
+
+pytestmark = needs_native
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_on_every_instruction_set(instruction_set: str) -> None:  # noqa: F811
+    for channels in ((8, 24), (32, 32)):
+        model = small_unet(block_out_channels=channels, conditioning="scale_shift").eval()
+        assert_equals_the_model(model, *inputs(model))
+
+
+def test_an_image_s_bits_depend_on_neither_batch_nor_threads(threads: None) -> None:
+    model = small_unet(block_out_channels=(32, 64), image_size=(16, 16)).eval()
+    network, (x_t, slots) = FrozenUNet(model).native_network(16, 16), inputs(model, batch=9)
+    columns = torch.randn(4, sum(site.width for site in FrozenUNet(model).walk.sites))
+    torch.set_num_threads(1)
+    together = network.evaluate(x_t, columns, slots)
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        assert torch.equal(network.evaluate(x_t, columns, slots), together)
+        for i in (0, 4, 8):
+            assert torch.equal(network.evaluate(x_t[i : i + 1], columns, slots[i : i + 1]), together[i : i + 1])
+
+
+def test_parts_of_a_batch_are_the_batch() -> None:
+    model = small_unet().eval()
+    x_t, label = inputs(model, batch=11)
+    frozen = FrozenUNet(model)
+    whole = frozen(x_t, 3, label)
+    for images in (1, 2, 4, 5, 10):
+        frozen.native_network(8, 8).images_at_a_time = images
+        assert torch.equal(frozen(x_t, 3, label), whole)
+
+
+def test_copies_are_computed_alike() -> None:
+    """What no condition enters runs once for both halves of a guided batch."""
+    model = small_unet().eval()
+    x_t, _ = inputs(model)
+    denoiser = FrozenUNet(model).denoiser(torch.tensor([7]), torch.tensor([0, 1, 2, 3, 3, 3]))
+    both, row = torch.cat([x_t, x_t]), torch.tensor([0])
+    assert torch.equal(denoiser(both, row, copies=2), denoiser(both, row))
+    assert torch.equal(denoiser(x_t, row), denoiser(both, row)[:3])
+
+
+def test_all_that_is_read_of_the_memory_was_written() -> None:
+    """It is poisoned between two evaluations."""
+    model = small_unet(layers_per_block=2).eval()
+    frozen = FrozenUNet(model)
+    x_t, label = inputs(model)
+    first = frozen(x_t, 3, label)
+    frozen.native_network(8, 8)._memory.fill_(float("nan"))
+    assert torch.equal(frozen(x_t, 3, label), first)
+
+
+def test_weights_are_those_at_freezing() -> None:
+    model = small_unet().eval()
+    frozen = FrozenUNet(model)
+    x_t, label = inputs(model)
+    before = frozen(x_t, 3, label)
+    with torch.no_grad():
+        model.mid_block.resnets[0].conv1.weight.mul_(2)
+    assert torch.equal(frozen(x_t, 3, label), before)
+    assert not torch.equal(FrozenUNet(model)(x_t, 3, label), before)
+
+
+def test_memory_is_used_again() -> None:
+    """A network of n blocks needs no n maps."""
+    plan = FrozenUNet(small_unet(layers_per_block=6)).native_network(8, 8)._plan
+    assert plan.floats < sum(buffer.floats for buffer in plan.start) / 4
