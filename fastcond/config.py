@@ -18,6 +18,10 @@ WEIGHTINGS = ("mse", "min_snr")
 LR_SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "bf16")
 RESAMPLERS = ("conv", "resnet")
+DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCK_TYPES = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+TIME_EMBEDDINGS = ("positional", "fourier", "learned")
+CLASS_EMBEDDINGS = ("table", "timestep", "identity", "none")
 SAMPLER_NAMES = ("ddpm", "ddim", "dpmpp2m", "heun")  # fastcond.diffusion.SAMPLERS has the samplers themselves
 
 C = TypeVar("C")
@@ -49,6 +53,22 @@ class UNetConfig:
         dropout: probability, before the second convolution of a block.
         resample: "conv" (stride 2; nearest and convolution) or "resnet" (a resampling residual block, as in ADM).
         class_embedding_mlp: a two-layer MLP after the class-embedding table.
+
+    What other networks of diffusers' `UNet2DModel` have (its own words where it has one):
+        down_block_types, up_block_types: of each level, finest first going down and coarsest first going up; None: attention by
+            attention_resolutions and resampling by resample. A DownBlock2D resamples by "conv", a ResnetDownsampleBlock2D by
+            "resnet", an AttnDownBlock2D by resample, and the like going up by resample_up (None: as resample).
+        mid_block: whether there is one; mid_attention: whether it has attention; mid_attention_norm_groups: of its norm, 0 for
+            none, None for norm_num_groups. mid_block_scale_factor: what the sums of its residual connections are divided by.
+        downsample_padding: of a "conv" downsampler, 1 on all sides, or 0: one row below and one column to the right.
+        attention_head_dim: None for one head.
+        time_embedding: "positional", "fourier" (of log t, and the output is divided by t) or "learned" (num_timesteps rows).
+        time_embedding_dim: D; None for four times the first level's channels. flip_sin_to_cos: cos comes first.
+        freq_shift: s in exp(-ln(10000) i / (half - s)).
+        class_embedding: "table", of num_classes rows and the null label's; "timestep": the label embedded as a timestep is;
+            "identity": the label is a vector [D] already; "none": the network knows no label.
+        has_null_label: whether the table has the null label's row; guidance needs it.
+        center_input: x_t is taken as 2 x_t - 1.
     """
 
     image_size: tuple[int, int]
@@ -58,13 +78,29 @@ class UNetConfig:
     block_out_channels: tuple[int, ...] = (64, 128)
     layers_per_block: int = 2
     attention_resolutions: tuple[int, ...] = (16, 8)
-    attention_head_dim: int = 32
+    attention_head_dim: int | None = 32
     conditioning: Conditioning = "adagn"
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     dropout: float = 0.0
     resample: Literal["conv", "resnet"] = "conv"
     class_embedding_mlp: bool = False
+    down_block_types: tuple[str, ...] | None = None
+    up_block_types: tuple[str, ...] | None = None
+    resample_up: Literal["conv", "resnet"] | None = None
+    mid_block: bool = True
+    mid_attention: bool = True
+    mid_attention_norm_groups: int | None = None
+    mid_block_scale_factor: float = 1.0
+    downsample_padding: int = 1
+    time_embedding: Literal["positional", "fourier", "learned"] = "positional"
+    time_embedding_dim: int | None = None
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    num_timesteps: int | None = None
+    class_embedding: Literal["table", "timestep", "identity", "none"] = "table"
+    has_null_label: bool = True
+    center_input: bool = False
 
     def __post_init__(self) -> None:
         height, width = self.image_size
@@ -73,7 +109,9 @@ class UNetConfig:
         _require_choice("resample", self.resample, RESAMPLERS)
         _require(len(self.block_out_channels) > 0, "block_out_channels is empty; give one number a level")
         for name in ("num_classes", "in_channels", "out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
+        self._check_blocks()
         _require(
             height >= factor and width >= factor and height % factor == 0 and width % factor == 0,
             f"image size {height}x{width} does not fit a network of {len(self.block_out_channels)} levels: height and width must "
@@ -85,12 +123,31 @@ class UNetConfig:
                 f"{channels} channels cannot be divided into {self.norm_num_groups} groups; change norm_num_groups",
             )
         for level, channels in enumerate(self.block_out_channels):
-            attends = self.has_attention(level) or level == len(self.block_out_channels) - 1  # the middle block always
+            last = level == len(self.block_out_channels) - 1
+            attends = any(self.attends(way, level) for way in ("down", "up")) or (last and self.mid_block and self.mid_attention)
+            head_dim = self.attention_head_dim or channels
             _require(
-                not attends or channels % self.attention_head_dim == 0,
-                f"{channels} channels cannot be divided into heads of {self.attention_head_dim}; change attention_head_dim",
+                not attends or channels % head_dim == 0,
+                f"{channels} channels cannot be divided into heads of {head_dim}; change attention_head_dim",
             )
         _require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must lie in [0, 1)")
+
+    def _check_blocks(self) -> None:
+        levels = len(self.block_out_channels)
+        for name, known in (("down_block_types", DOWN_BLOCK_TYPES), ("up_block_types", UP_BLOCK_TYPES)):
+            types = getattr(self, name)
+            _require(types is None or len(types) == levels, f"{name} has {len(types or ())} entries for {levels} levels")
+            for block in types or ():
+                _require_choice(name, block, known)
+        _require(self.resample_up is None or self.resample_up in RESAMPLERS, f"resample_up is {self.resample_up!r}")
+        _require_choice("time_embedding", self.time_embedding, TIME_EMBEDDINGS)
+        _require_choice("class_embedding", self.class_embedding, CLASS_EMBEDDINGS)
+        _require(self.downsample_padding in (0, 1), f"downsample_padding is {self.downsample_padding}; choose 0 or 1")
+        _require(
+            self.time_embedding != "learned" or self.num_timesteps is not None,
+            "a learned time embedding has one row a timestep; give num_timesteps",
+        )
+        _require(self.mid_block_scale_factor > 0, f"mid_block_scale_factor is {self.mid_block_scale_factor}; it must be positive")
 
     @property
     def null_label(self) -> int:
@@ -98,17 +155,38 @@ class UNetConfig:
         return self.num_classes
 
     @property
+    def largest_label(self) -> int:
+        """K, or K - 1 where there is no null label; where labels are embedded as timesteps are, of any int32."""
+        if self.class_embedding == "timestep":
+            return 2**31 - 1
+        return self.num_classes if self.has_null_label else self.num_classes - 1
+
+    @property
     def embedding_dim(self) -> int:
-        """Width D of the time and class embedding: four times the first level's channels."""
-        return 4 * self.block_out_channels[0]
+        """Width D of the time and class embedding."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
     def level_size(self, level: int) -> tuple[int, int]:
         """(H, W) of the feature map of `level`, 0 the finest."""
         return self.image_size[0] >> level, self.image_size[1] >> level
 
-    def has_attention(self, level: int) -> bool:
-        """Whether the blocks of `level` are followed by self-attention."""
-        return max(self.level_size(level)) in self.attention_resolutions
+    def attends(self, way: str, level: int) -> bool:
+        """Whether the residual blocks of `level` on the way "down" or "up" are followed by self-attention."""
+        block = self._block_type(way, level)
+        return max(self.level_size(level)) in self.attention_resolutions if block is None else block.startswith("Attn")
+
+    def resampler(self, way: str, level: int) -> str:
+        """How `level` changes size on the way "down" or "up": "conv" or "resnet"."""
+        default = self.resample if way == "down" or self.resample_up is None else self.resample_up
+        block = self._block_type(way, level)
+        if block is None or block.startswith("Attn"):
+            return default
+        return "resnet" if block.startswith("Resnet") else "conv"
+
+    def _block_type(self, way: str, level: int) -> str | None:
+        if way == "down":
+            return None if self.down_block_types is None else self.down_block_types[level]
+        return None if self.up_block_types is None else self.up_block_types[-1 - level]
 
 
 @dataclass(frozen=True)

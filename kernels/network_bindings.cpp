@@ -35,9 +35,9 @@ void add_small_attention(Network& network, Addresses<9> t, Numbers<3> n) {
                                n[2], 1});
 }
 
-// x, second, packed, bias, y; H, W, first_channels, C, K, size, stride.
-void add_patch_conv(Network& network, Addresses<5> t, Numbers<7> n) {
-    network.add(PatchConv{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), 0, n[0], n[1], n[2], n[3], n[4], n[5], n[6], 1, 1});
+// x, second, packed, bias, y; H, W, first_channels, C, K, size, stride, padding.
+void add_patch_conv(Network& network, Addresses<5> t, Numbers<8> n) {
+    network.add(PatchConv{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), 0, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], 1, 1});
 }
 
 // x, mean, m2; positions, C.

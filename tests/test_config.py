@@ -132,7 +132,7 @@ def test_geometry_of_a_network() -> None:
     config = UNetConfig((32, 16), 5, block_out_channels=(32, 64, 96), attention_resolutions=(16,))
     assert config.null_label == 5 and config.embedding_dim == 128
     assert [config.level_size(level) for level in range(3)] == [(32, 16), (16, 8), (8, 4)]
-    assert [config.has_attention(level) for level in range(3)] == [False, True, False]
+    assert [config.attends("down", level) for level in range(3)] == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,12 @@ class ConditioningTable:
         for name, value in (("timesteps", timesteps), ("labels", labels)):
             if value.dtype != torch.int64 or value.dim() != 1 or len(value) == 0:
                 raise ValueError(f"{name} is {value.dtype} {list(value.shape)}; int64 [N], N at least 1, is needed")
-        null_label = model.config.null_label
+        if model.config.class_embedding == "identity":
+            raise ValueError("the network takes vectors for labels (class_embedding 'identity'), which no table can list")
+        largest = model.config.largest_label
         low, high = (int(bound) for bound in torch.aminmax(labels))
-        if low < 0 or high > null_label:
-            raise ValueError(f"labels holds {low if low < 0 else high}; values lie in 0 to {null_label}")
+        if low < 0 or high > largest:
+            raise ValueError(f"labels holds {low if low < 0 else high}; values lie in 0 to {largest}")
         self._model = model
         device = next(model.parameters()).device
         self._timesteps, entry_of_row = timesteps.to(device).unique_consecutive(return_inverse=True)
@@ -145,7 +147,9 @@ class ConditioningTable:
         """Entries first .. first + window - 1, [entries, L, all columns], as one batched product."""
         timesteps = self._timesteps[first : first + self._window_entries]
         model, linears = self._model, [self._model.get_submodule(site.name) for site in self.sites]
-        emb = model.embed_timestep(timesteps)[:, None] + model.embed_label(self.labels)[None]
+        emb = model.embed_timestep(timesteps)[:, None]
+        class_emb = model.embed_label(self.labels)
+        emb = emb.expand(-1, len(self.labels), -1) if class_emb is None else emb + class_emb[None]
         if model.config.conditioning != "adagn":
             emb = F.silu(emb)
         weight = torch.cat([linear.get_parameter("weight") for linear in linears])

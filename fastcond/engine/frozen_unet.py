@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcond.engine.conditioning_table import ConditioningTable
-from fastcond.engine.native_network import NativeNetwork, PackedWeights
+from fastcond.engine.native_network import NativeNetwork, NoNativeForm, PackedWeights
 from fastcond.engine.network_walk import Walk
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
@@ -50,7 +50,10 @@ class FrozenUNet:
         self._library = native.native if use_native and possible else None
         self._weights, self._networks = PackedWeights(), dict[tuple[int, int], NativeNetwork]()
         if self._library is not None:
-            self.native_network(*model.config.image_size)
+            try:
+                self.native_network(*model.config.image_size)
+            except NoNativeForm:
+                self._library = None
 
     def native_network(self, height: int, width: int) -> NativeNetwork:
         """The network for images of that size as one native call."""
@@ -63,7 +66,8 @@ class FrozenUNet:
     def denoiser(self, timesteps: Tensor, labels: Tensor) -> Denoiser:
         """For a run's timesteps, int64 [rows], and its images' labels, int64 [N] in 0 .. K."""
         table = ConditioningTable(self.model, timesteps, labels)
-        return _TorchDenoiser(self, table, labels) if self._library is None else _NativeDenoiser(self, table, labels)
+        kind = _TorchDenoiser if self._library is None else _NativeDenoiser
+        return kind(self, table, timesteps, labels)
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, timestep: int, label: Tensor) -> Tensor:
@@ -75,8 +79,9 @@ class FrozenUNet:
 class _TorchDenoiser:
     """Nothing in a call depends on the host, so it can be captured, provided that the table is held whole."""
 
-    def __init__(self, frozen: FrozenUNet, table: ConditioningTable, labels: Tensor) -> None:
+    def __init__(self, frozen: FrozenUNet, table: ConditioningTable, timesteps: Tensor, labels: Tensor) -> None:
         self._frozen, self._table, self._slots = frozen, table, table.slots(labels)
+        self._ends = _Ends(frozen.model, timesteps)
         self._values, self._entry_of_row = table.whole() if table.is_whole else (torch.empty(0), torch.empty(0))
 
     def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
@@ -87,25 +92,40 @@ class _TorchDenoiser:
             columns = self._values.flatten(0, 1).index_select(0, at)
         else:
             columns = self._table.row(int(row)).index_select(0, slots)
-        return self._frozen.walk(TorchOperations(columns), x_t)
+        return self._ends.after(self._frozen.walk(TorchOperations(columns), self._ends.before(x_t)), row)
 
     def static_tensors(self) -> dict[str, Tensor]:
         model = self._frozen.model
         named = (*model.named_parameters(), *model.named_buffers())
-        own = {"slots": self._slots, "table": self._values, "entry_of_row": self._entry_of_row}
+        own = {"slots": self._slots, "table": self._values, "entry_of_row": self._entry_of_row, "timesteps": self._ends.timesteps}
         return {**own, **{f"model.{name}": value for name, value in named}}
 
 
 class _NativeDenoiser:
     """On the CPU, where the row is at hand."""
 
-    def __init__(self, frozen: FrozenUNet, table: ConditioningTable, labels: Tensor) -> None:
+    def __init__(self, frozen: FrozenUNet, table: ConditioningTable, timesteps: Tensor, labels: Tensor) -> None:
         self._frozen, self._table, self._slots = frozen, table, table.slots(labels)
+        self._ends = _Ends(frozen.model, timesteps)
 
     def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
         height, width = x_t.shape[2:]
         columns, slots = self._table.row(int(row)), self._slots[: len(x_t)]
-        return self._frozen.native_network(height, width).evaluate(x_t, columns, slots, copies)
+        network = self._frozen.native_network(height, width)
+        return self._ends.after(network.evaluate(self._ends.before(x_t), columns, slots, copies), row)
 
     def static_tensors(self) -> dict[str, Tensor]:
-        return {"slots": self._slots}
+        return {"slots": self._slots, "timesteps": self._ends.timesteps}
+
+
+class _Ends:
+    """What some networks of others do to their input and their output."""
+
+    def __init__(self, model: ConditionalUNet, timesteps: Tensor) -> None:
+        self.timesteps, self._config = timesteps, model.config
+
+    def before(self, x_t: Tensor) -> Tensor:
+        return 2 * x_t - 1 if self._config.center_input else x_t
+
+    def after(self, y: Tensor, row: Tensor) -> Tensor:
+        return y / self.timesteps.index_select(0, row).to(y.dtype) if self._config.time_embedding == "fourier" else y

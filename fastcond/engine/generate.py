@@ -104,7 +104,7 @@ def generate_batches(
     config = model.config
     if config.in_channels != config.out_channels:
         raise ValueError(f"the network maps {config.in_channels} to {config.out_channels} channels; sampling needs equal numbers")
-    label = _integers("labels", labels, config.null_label)
+    label = _integers("labels", labels, config.largest_label)
     count = len(label)
     index = np.arange(count) if indices is None else _integers("indices", indices, 2**32 - 1)
     if len(index) != count:
@@ -131,6 +131,10 @@ def generate_batches(
     inside = [guided_visits[visit] for visit in visit_of_row.tolist()]
     if not np.isfinite(scales).all():
         raise ValueError(f"guidance is {guidance}; it must be finite (1 is off)")
+    if not config.has_null_label and (scales != 1.0).any():
+        raise ValueError(
+            f"guidance is {guidance}, but the network was trained without a null label; it can be sampled with 1 only"
+        )
     scales = np.broadcast_to(scales, (count,))
     frozen = FrozenUNet(model)
 
@@ -140,7 +144,7 @@ def generate_batches(
         # Left after each batch: between two of them the caller's code runs, in the caller's modes.
         with torch.no_grad():
             own_label = torch.from_numpy(label[part]).to(device)
-            both = torch.cat([own_label, torch.full_like(own_label, config.null_label)])
+            both = torch.cat([own_label, torch.full_like(own_label, config.largest_label)])
             step = SamplingStep(
                 frozen.denoiser(table.timesteps, both),
                 table,

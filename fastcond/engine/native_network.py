@@ -21,6 +21,10 @@ _MEMORY_FLOATS = 4 << 20
 _FEWEST_IMAGES = 16
 
 
+class NoNativeForm(Exception):
+    """The network does what no step does; PyTorch's operations can."""
+
+
 @dataclass
 class Part:
     """Some channels of a map, [B, H, W, channels]; `at` is a buffer, or the address that stands for the evaluation's input.
@@ -112,10 +116,12 @@ class Recorder:
         if not winograd:
             assert plain, "only 3x3 of stride 1 has these"
             (size, _), (stride, _) = conv.kernel_size, conv.stride
+            assert not isinstance(conv.padding, str), "given as numbers"
             height, width = x.height // stride, x.width // stride
             y = self._map(features, height, width)
             operands = (first.at, second, packed, bias, y.parts[0].at)
-            self._add("add_patch_conv", operands, (x.height, x.width, first.channels, channels, features, size, stride))
+            numbers = (x.height, x.width, first.channels, channels, features, size, stride, conv.padding[0])
+            self._add("add_patch_conv", operands, numbers)
             return y
         height, width = (2 * x.height, 2 * x.width) if upsampled else (x.height, x.width)
         affine = (None, None, None) if norm is None else self._norm(norm, x)
@@ -136,13 +142,19 @@ class Recorder:
         )
         return y
 
-    def attend(self, attention: SelfAttention, x: NativeMap, norm: Norm) -> NativeMap:
+    def attend(self, attention: SelfAttention, x: NativeMap, norm: Norm | None) -> NativeMap:
         packed, bias = self._weights.of_attention(attention)
         (part,), y = x.parts, self._map(x.channels, x.height, x.width)
         out_bias = attention.to_out[0].get_parameter("bias").detach()
-        operands = (part.at, *self._norm(norm, x), packed, bias, out_bias, part.at, y.parts[0].at)
+        affine = (None, None, None) if norm is None else self._norm(norm, x)
+        operands = (part.at, *affine, packed, bias, out_bias, part.at, y.parts[0].at)
         self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads))
         return y
+
+    def divide(self, x: NativeMap, divisor: float) -> NativeMap:
+        if divisor != 1.0:
+            raise NoNativeForm(f"residual connections divided by {divisor}")
+        return x
 
     def join(self, x: NativeMap, skip: NativeMap) -> NativeMap:
         return NativeMap((*x.parts, *skip.parts), x.height, x.width)

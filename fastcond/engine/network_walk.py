@@ -47,8 +47,12 @@ class Operations(Protocol[Map]):
         """conv(act(norm(x))), doubled by nearest neighbours before conv if `upsampled`, + the site's bias + residual."""
         ...
 
-    def attend(self, attention: SelfAttention, x: Map, norm: Norm) -> Map:
+    def attend(self, attention: SelfAttention, x: Map, norm: Norm | None) -> Map:
         """x + attention over the positions of norm(x)."""
+        ...
+
+    def divide(self, x: Map, divisor: float) -> Map:
+        """x / divisor."""
         ...
 
     def join(self, x: Map, skip: Map) -> Map:
@@ -81,9 +85,10 @@ class Walk:
                 x = self._step(operations, module, x)
                 if not _is_followed_by_attention(block, module):
                     skips.append(x)
-        resnets, attentions = model.mid_block.resnets, model.mid_block.attentions
-        for module in (resnets[0], attentions[0], resnets[1]):
-            x = self._step(operations, module, x)
+        if model.mid_block is not None:
+            first, second = model.mid_block.resnets
+            for module in (first, *getattr(model.mid_block, "attentions", ()), second):
+                x = self._step(operations, module, x)
         for block in model.up_blocks:
             for module in _in_order(block):
                 takes_skip = any(module is resnet for resnet in cast(nn.ModuleList, block.resnets))
@@ -94,7 +99,8 @@ class Walk:
         if isinstance(module, ResnetBlock):
             return self._residual_block(operations, module, x)
         if isinstance(module, SelfAttention):
-            return operations.attend(module, x, self._norm(module.group_norm))
+            norm = None if module.group_norm is None else self._norm(module.group_norm)
+            return operations.divide(operations.attend(module, x, norm), module.divisor)
         if isinstance(module, Downsample):
             return operations.convolve(module.conv, x)
         if isinstance(module, Upsample):
@@ -116,7 +122,7 @@ class Walk:
             x = operations.resample(x, block.resampling)
         if block.conv_shortcut is not None:
             x = operations.convolve(block.conv_shortcut, x)
-        return operations.convolve(block.conv2, h, norm=norm2, residual=x)
+        return operations.divide(operations.convolve(block.conv2, h, norm=norm2, residual=x), block.divisor)
 
     def _norm(self, module: nn.Module) -> Norm:
         if isinstance(module, AdaGroupNorm):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastcond.engine.conditioning_table import Site
 from fastcond.engine.network_walk import Norm
-from fastcond.nn.blocks import SelfAttention
+from fastcond.nn.blocks import SelfAttention, pad_for
 from fastcond.ops import ada_group_norm
 
 
@@ -38,13 +38,16 @@ class TorchOperations:
             x = self._normalise(x, norm)
         if upsampled:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        y = conv(x)
+        y = conv(pad_for(conv, x))
         if site is not None:
             y = y + site.parts(self._columns)[1][:, :, None, None].to(y.dtype)
         return y if residual is None else residual + y
 
-    def attend(self, attention: SelfAttention, x: Tensor, norm: Norm) -> Tensor:
-        return x + attention.attend(self._normalise(x, norm))
+    def attend(self, attention: SelfAttention, x: Tensor, norm: Norm | None) -> Tensor:
+        return x + attention.attend(x if norm is None else self._normalise(x, norm))
+
+    def divide(self, x: Tensor, divisor: float) -> Tensor:
+        return x if divisor == 1.0 else x / divisor
 
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
         return torch.cat([x, skip], dim=1)

@@ -73,9 +73,16 @@ class ResnetBlock(nn.Module):
     """
 
     def __init__(
-        self, config: UNetConfig, in_channels: int, out_channels: int, resampling: Literal["down", "up"] | None = None
+        self,
+        config: UNetConfig,
+        in_channels: int,
+        out_channels: int,
+        resampling: Literal["down", "up"] | None = None,
+        divisor: float = 1.0,
     ) -> None:
+        """divisor: what the sum with the input is divided by."""
         super().__init__()
+        self.divisor = divisor
         groups, eps, dim = config.norm_num_groups, config.norm_eps, config.embedding_dim
         self.conditioning, self.resampling = config.conditioning, resampling
         self.norm1: nn.Module
@@ -107,7 +114,8 @@ class ResnetBlock(nn.Module):
             else:
                 h = self.norm2(h + projected[:, :, None, None].to(h.dtype))
         h = self.conv2(self.dropout(h))
-        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+        y = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+        return y if self.divisor == 1.0 else y / self.divisor
 
 
 class SelfAttention(nn.Module):
@@ -116,10 +124,12 @@ class SelfAttention(nn.Module):
     Source: Vaswani et al. 2017, eq. 1; Dhariwal & Nichol 2021, section 3.
     """
 
-    def __init__(self, config: UNetConfig, channels: int) -> None:
+    def __init__(self, config: UNetConfig, channels: int, norm_groups: int | None = None, divisor: float = 1.0) -> None:
+        """norm_groups: of its norm, 0 for none, None for the network's. divisor: what the sum with the input is divided by."""
         super().__init__()
-        self.heads = channels // config.attention_head_dim
-        self.group_norm = FusedGroupNorm(config.norm_num_groups, channels, config.norm_eps)
+        self.heads, self.divisor = channels // (config.attention_head_dim or channels), divisor
+        groups = config.norm_num_groups if norm_groups is None else norm_groups
+        self.group_norm = FusedGroupNorm(groups, channels, config.norm_eps) if groups else None
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -127,7 +137,8 @@ class SelfAttention(nn.Module):
         _zero(self.to_out[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.attend(self.group_norm(x))
+        y = x + self.attend(x if self.group_norm is None else self.group_norm(x))
+        return y if self.divisor == 1.0 else y / self.divisor
 
     def attend(self, normalised: Tensor) -> Tensor:
         """The attention alone, of a normalised map [B, C, H, W]: what is added to the input."""
@@ -142,14 +153,19 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution. [B, C, H, W] -> [B, C, H/2, W/2]."""
+    """Stride-2 convolution. [B, C, H, W] -> [B, C, H/2, W/2]. With padding 0 there are zeros below and to the right alone."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.conv(x)
+        return self.conv(pad_for(self.conv, x))
+
+
+def pad_for(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """x as a convolution of stride 2 wants it that does no padding itself."""
+    return F.pad(x, (0, 1, 0, 1)) if conv.stride == (2, 2) and conv.padding == (0, 0) else x
 
 
 class Upsample(nn.Module):
@@ -163,14 +179,18 @@ class Upsample(nn.Module):
         return self.conv(_resample(x, "up"))
 
 
-def make_downsampler(config: UNetConfig, channels: int) -> nn.Module:
-    """The module between two levels on the way down: (x, emb) -> half the size."""
-    return ResnetBlock(config, channels, channels, "down") if config.resample == "resnet" else Downsample(channels)
+def make_downsampler(config: UNetConfig, level: int) -> nn.Module:
+    """The module between a level and the next coarser one: (x, emb) -> half the size."""
+    channels = config.block_out_channels[level]
+    if config.resampler("down", level) == "resnet":
+        return ResnetBlock(config, channels, channels, "down")
+    return Downsample(channels, config.downsample_padding)
 
 
-def make_upsampler(config: UNetConfig, channels: int) -> nn.Module:
-    """The module between two levels on the way up: (x, emb) -> twice the size."""
-    return ResnetBlock(config, channels, channels, "up") if config.resample == "resnet" else Upsample(channels)
+def make_upsampler(config: UNetConfig, level: int) -> nn.Module:
+    """The module between a level and the next finer one: (x, emb) -> twice the size."""
+    channels = config.block_out_channels[level]
+    return ResnetBlock(config, channels, channels, "up") if config.resampler("up", level) == "resnet" else Upsample(channels)
 
 
 def _resample(x: Tensor, how: str | None) -> Tensor:

@@ -8,17 +8,35 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoidal_embedding(timestep: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Embed timesteps as [cos(t f_i), sin(t f_i)], f_i = max_period^(-i / (dim/2)).
+def sinusoidal_embedding(
+    timestep: Tensor, dim: int, max_period: float = 10_000.0, *, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
+) -> Tensor:
+    """Embed timesteps as [cos(t f_i), sin(t f_i)], f_i = max_period^(-i / (dim/2 - freq_shift)).
 
-    Args: timestep: [B], integer or float. dim: width, even.
+    Args: timestep: [B], integer or float. dim: width; an odd one ends in a zero. flip_sin_to_cos: False: sin comes first.
     Returns: float32 [B, dim].
-    Source: Vaswani et al. 2017, section 3.5, in the order of diffusers' flip_sin_to_cos=True, freq_shift=0.
+    Source: Vaswani et al. 2017, section 3.5, with diffusers' names for what implementations differ in.
     """
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) * (-math.log(max_period) / half)
+    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) * (-math.log(max_period) / (half - freq_shift))
     angle = timestep.float()[:, None] * torch.exp(exponent)[None, :]
-    return torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+    waves = [torch.cos(angle), torch.sin(angle)] if flip_sin_to_cos else [torch.sin(angle), torch.cos(angle)]
+    return nn.functional.pad(torch.cat(waves, dim=-1), (0, dim % 2))
+
+
+class FourierProjection(nn.Module):
+    """[sin(2 pi f log t), cos(2 pi f log t)] at fixed random frequencies f. t [B] -> [B, 2 dim].
+
+    Source: Song et al. 2021 (score SDE), appendix C.2; Tancik et al. 2020. State_dict of diffusers' GaussianFourierProjection.
+    """
+
+    def __init__(self, dim: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(dim) * scale, requires_grad=False)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        angle = torch.log(timestep.to(self.weight.dtype))[:, None] * self.weight[None, :] * (2 * math.pi)
+        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
 
 class EmbeddingMLP(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.nn.blocks import FusedGroupNorm, ResnetBlock, SelfAttention, make_downsampler, make_upsampler
-from fastcond.nn.embeddings import EmbeddingMLP, sinusoidal_embedding
+from fastcond.nn.embeddings import EmbeddingMLP, FourierProjection, sinusoidal_embedding
 
 
 class DownBlock(nn.Module):
@@ -26,10 +26,10 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(
             ResnetBlock(config, in_channels if j == 0 else out_channels, out_channels) for j in range(layers)
         )
-        if config.has_attention(level):
+        if config.attends("down", level):
             self.attentions = nn.ModuleList(SelfAttention(config, out_channels) for _ in range(layers))
         if level < len(config.block_out_channels) - 1:
-            self.downsamplers = nn.ModuleList([make_downsampler(config, out_channels)])
+            self.downsamplers = nn.ModuleList([make_downsampler(config, level)])
 
     def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Every intermediate map, the last the block's output; all are skips."""
@@ -46,16 +46,20 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, self-attention, residual block, at the coarsest level."""
+    """Residual block, self-attention where asked, residual block, at the coarsest level."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        channels = config.block_out_channels[-1]
-        self.attentions = nn.ModuleList([SelfAttention(config, channels)])
-        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels) for _ in range(2))
+        channels, divisor = config.block_out_channels[-1], config.mid_block_scale_factor
+        if config.mid_attention:
+            self.attentions = nn.ModuleList([SelfAttention(config, channels, config.mid_attention_norm_groups, divisor)])
+        self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, divisor=divisor) for _ in range(2))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, emb)), emb)
+        x = self.resnets[0](x, emb)
+        for attention in getattr(self, "attentions", ()):
+            x = attention(x)
+        return self.resnets[1](x, emb)
 
 
 class UpBlock(nn.Module):
@@ -68,10 +72,10 @@ class UpBlock(nn.Module):
             ResnetBlock(config, (in_channels if j == 0 else out_channels) + skip, out_channels)
             for j, skip in enumerate(skip_channels)
         )
-        if config.has_attention(level):
+        if config.attends("up", level):
             self.attentions = nn.ModuleList(SelfAttention(config, out_channels) for _ in skip_channels)
         if level > 0:
-            self.upsamplers = nn.ModuleList([make_upsampler(config, out_channels)])
+            self.upsamplers = nn.ModuleList([make_upsampler(config, level)])
 
     def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
         """Consumes the last `layers_per_block + 1` of skips."""
@@ -100,8 +104,20 @@ class ConditionalUNet(nn.Module):
         self.config, self.diffusion = config, diffusion or DiffusionConfig()
         channels, dim = config.block_out_channels, config.embedding_dim
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = EmbeddingMLP(channels[0], dim)
-        self.class_embedding = nn.Embedding(config.num_classes + 1, dim)
+        wave_dim = channels[0]
+        if config.time_embedding == "fourier":
+            self.time_proj: nn.Module | None = FourierProjection(channels[0])
+            wave_dim = 2 * channels[0]
+        elif config.time_embedding == "learned":
+            self.time_proj = nn.Embedding(config.num_timesteps or 1, channels[0])
+        else:
+            self.time_proj = None
+        self.time_embedding = EmbeddingMLP(wave_dim, dim)
+        self.class_embedding: nn.Module | None = None
+        if config.class_embedding == "table":
+            self.class_embedding = nn.Embedding(config.largest_label + 1, dim)
+        elif config.class_embedding == "timestep":
+            self.class_embedding = EmbeddingMLP(wave_dim, dim)
         self.class_projection = EmbeddingMLP(dim, dim) if config.class_embedding_mlp else None
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         skip_channels = [channels[0]]
@@ -109,7 +125,7 @@ class ConditionalUNet(nn.Module):
             self.down_blocks.append(DownBlock(config, level, channels[max(level - 1, 0)]))
             has_downsampler = level < len(channels) - 1
             skip_channels += [channels[level]] * (config.layers_per_block + has_downsampler)
-        self.mid_block = MidBlock(config)
+        self.mid_block = MidBlock(config) if config.mid_block else None
         for level in reversed(range(len(channels))):
             below = channels[min(level + 1, len(channels) - 1)]
             taken = [skip_channels.pop() for _ in range(config.layers_per_block + 1)]
@@ -118,19 +134,41 @@ class ConditionalUNet(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.conv_in.weight.dtype
+
     def embed(self, timestep: Tensor, label: Tensor) -> Tensor:
-        """emb: timestep [B], integer or float, and label int64 [B] in [0, K] as [B, D] in the parameters' dtype."""
-        return self.embed_timestep(timestep) + self.embed_label(label)
+        """emb: timestep [B], integer or float, and label [B], as `forward`'s, as [B, D] in the parameters' dtype."""
+        class_emb = self.embed_label(label)
+        emb = self.embed_timestep(timestep)
+        return emb if class_emb is None else emb + class_emb
 
     def embed_timestep(self, timestep: Tensor) -> Tensor:
         """The timestep's part of emb: timestep [B], integer or float, as [B, D]."""
-        sinusoid = sinusoidal_embedding(timestep, self.config.block_out_channels[0])
-        return self.time_embedding(sinusoid.to(self.class_embedding.weight.dtype))
+        return self.time_embedding(self._waves(timestep))
 
-    def embed_label(self, label: Tensor) -> Tensor:
-        """The label's part of emb: label int64 [B] in [0, K] as [B, D]."""
-        class_emb = self.class_embedding(label)
+    def embed_label(self, label: Tensor) -> Tensor | None:
+        """The label's part of emb: label int64 [B] in [0, K], or float [B, D] for "identity", as [B, D]; None for "none"."""
+        kind = self.config.class_embedding
+        if kind == "none":
+            return None
+        if kind == "identity":
+            return label.to(self.dtype)
+        assert self.class_embedding is not None, "made in __init__"
+        class_emb = self.class_embedding(self._waves(label) if kind == "timestep" else label)
         return class_emb if self.class_projection is None else self.class_projection(class_emb)
+
+    def _waves(self, timestep: Tensor) -> Tensor:
+        """What the MLP of a timestep sees."""
+        if self.time_proj is not None:
+            return self.time_proj(timestep).to(self.dtype)
+        config = self.config
+        sinusoid = sinusoidal_embedding(
+            timestep, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+        )
+        return sinusoid.to(self.dtype)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises: ValueError for a size of x_t that the levels do not divide."""
@@ -145,17 +183,19 @@ class ConditionalUNet(nn.Module):
         Args:
             x_t: float [B, C, H, W], in [-1, 1] plus noise, contiguous or channels_last; H, W as in the config, or any other
                 size that the levels divide.
-            timestep: [B], 0 .. T-1, integer or float. label: int64 [B], 0 .. K-1, or K for no condition.
+            timestep: [B], 0 .. T-1, integer or float. label: int64 [B], 0 .. K-1, or K for no condition; see the config's
+                class_embedding for other kinds.
         Returns: float [B, out_channels, H, W].
         Raises: ValueError for a size that the levels do not divide.
         """
         self.check_size(*x_t.shape[2:])
         emb = self.embed(timestep, label)
-        x = self.conv_in(x_t)
+        x = self.conv_in(2 * x_t - 1 if self.config.center_input else x_t)
         skips = [x]
         for block in self.down_blocks:
             skips += block(skips[-1], emb)
-        x = self.mid_block(skips[-1], emb)
+        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], emb)
         for block in self.up_blocks:
             x = block(x, skips, emb)
-        return self.conv_out(self.conv_norm_out(x))
+        y = self.conv_out(self.conv_norm_out(x))
+        return y / timestep.to(y.dtype).reshape(-1, 1, 1, 1) if self.config.time_embedding == "fourier" else y

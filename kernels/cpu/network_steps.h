@@ -9,7 +9,8 @@
 
 namespace fastcond::cpu {
 
-// A convolution as one product of its patches with the weight: of 1x1 or 3x3, of any stride, zeros around the map.
+// A convolution as one product of its patches with the weight: of 1x1 or 3x3, of any stride, zeros around the map. A side of y is one
+// of x over the stride.
 struct PatchConv {
     const float* x;       // [B, H, W, first_channels]
     const float* second;  // [B, H, W, C - first_channels], further channels of x, or null
@@ -24,6 +25,7 @@ struct PatchConv {
     int64_t features;  // K
     int64_t size;      // 1 or 3
     int64_t stride;
+    int64_t padding;  // above and left of the map
     int64_t copies;  // y is written this many times, one whole batch after the other
     int threads;
 };

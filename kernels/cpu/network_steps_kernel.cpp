@@ -23,9 +23,8 @@ struct Patches {
     int64_t positions, depth, chunks, rows;
 
     Patches(const PatchConv& step, int64_t threads) {
-        const int64_t padding = step.size / 2;
-        height = (step.height + 2 * padding - step.size) / step.stride + 1;
-        width = (step.width + 2 * padding - step.size) / step.stride + 1;
+        height = step.height / step.stride;
+        width = step.width / step.stride;
         positions = step.batch * height * width;
         depth = step.size * step.size * step.channels;
         chunks = parts_of(depth, lanes);
@@ -46,7 +45,7 @@ FASTCOND_INLINE void put(const float* from, int64_t count, int64_t depth, int64_
 
 // The patches of output positions [begin, begin + rows) as [chunks][rows][16].
 void gather(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows, float* v) {
-    const int64_t padding = step.size / 2, C0 = step.first_channels, C1 = step.channels - C0;
+    const int64_t padding = step.padding, C0 = step.first_channels, C1 = step.channels - C0;
     const Lanes zero = all_lanes(0.0f);
     for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
         for (int64_t row = 0; row < rows; ++row) store_lanes(v + (chunk * rows + row) * lanes, zero);

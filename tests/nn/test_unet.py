@@ -29,7 +29,7 @@ def diffusers_twin(config: UNetConfig) -> Any:
     plain = {"conv": "{}Block2D", "resnet": "Resnet{}sampleBlock2D"}[config.resample]
     levels = range(len(config.block_out_channels))
     names = {
-        side: tuple(f"Attn{side}Block2D" if config.has_attention(level) else plain.format(side) for level in levels)
+        side: tuple(f"Attn{side}Block2D" if config.attends("down", level) else plain.format(side) for level in levels)
         for side in ("Down", "Up")
     }
     return diffusers.UNet2DModel(

@@ -1,0 +1,183 @@
+"""UNet2DModel of diffusers as a ConditionalUNet: the same output, plain and frozen, and the same weights back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcond.engine.frozen_unet import FrozenUNet
+from fastcond.interop.unet2d_config import unet2d_config, unet_config
+from fastcond.nn import ConditionalUNet
+from tests.support.networks import perturb, small_config, small_unet
+from tests.tolerances import assert_network_close
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+SMALL: dict[str, Any] = {
+    "sample_size": 8,
+    "layers_per_block": 1,
+    "block_out_channels": (16, 32),
+    "norm_num_groups": 8,
+    "attention_head_dim": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+_DOWN = {"d": "DownBlock2D", "a": "AttnDownBlock2D", "r": "ResnetDownsampleBlock2D"}
+_UP = {"d": "UpBlock2D", "a": "AttnUpBlock2D", "r": "ResnetUpsampleBlock2D"}
+_OTHER_WAY_UP = {"D": "AttnUpBlock2D", "A": "UpBlock2D", "R": "UpBlock2D"}
+
+
+def blocks(levels: str) -> dict[str, Any]:
+    """Levels by letter, finest first: plain, attention, resampling residual blocks; of a capital, another block is going up."""
+    return {
+        "down_block_types": tuple(_DOWN[letter.lower()] for letter in levels),
+        "up_block_types": tuple({**_UP, **_OTHER_WAY_UP}[letter] for letter in reversed(levels)),
+        "block_out_channels": tuple(16 + 8 * level for level in range(len(levels))),
+    }
+
+
+QUIRKS: dict[str, dict[str, Any]] = {
+    "google's ddpm": {
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "downsample_padding": 0,
+        "norm_eps": 1e-6,
+        "attention_head_dim": None,
+    },
+    "no norm in the middle": {"resnet_time_scale_shift": "scale_shift"},
+    "a norm of its own": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
+    "another norm": {"attn_norm_num_groups": 16},
+    "no attention in the middle": {"add_attention": False},
+    "no middle": {"mid_block_type": None},
+    "divided sums": {"mid_block_scale_factor": 2**0.5},
+    "fourier": {"time_embedding_type": "fourier"},
+    "learned": {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+    "wide embedding": {"time_embedding_dim": 48},
+    "labels as timesteps": {"class_embed_type": "timestep"},
+    "labels as vectors": {"class_embed_type": "identity"},
+    "centred input": {"center_input_sample": True},
+    "resampling going down": {"downsample_type": "resnet"},
+    "resampling going up": {"upsample_type": "resnet"},
+    "dropout": {"dropout": 0.3},
+    "swish": {"act_fn": "swish"},
+    "names of old": {"down_block_types": ("UNetResDownBlock2D", "UNetResAttnDownBlock2D")},
+}
+LEVELS = ["d", "a", "da", "ad", "dr", "ra", "aa", "rr", "dAr", "rad", "dRa", "daar"]
+
+
+def configs() -> dict[str, dict[str, Any]]:
+    """By name, arguments of UNet2DModel: its quirks one by one, and block types by depth, channels, size and conditioning."""
+    found = {name: {**SMALL, "num_class_embeds": None, **change} for name, change in QUIRKS.items()}
+    shapes: list[dict[str, Any]] = [
+        {"in_channels": 3, "out_channels": 3, "sample_size": 8, "layers_per_block": 1},
+        {"in_channels": 1, "out_channels": 1, "sample_size": (8, 16), "layers_per_block": 2},
+        {"in_channels": 4, "out_channels": 8, "sample_size": 16, "layers_per_block": 1},
+    ]
+    for i, levels in enumerate(LEVELS):
+        for j, scale_shift in enumerate(("default", "scale_shift")):
+            for shape in (shapes[(i + j) % 3], shapes[(i + j + 1) % 3]):
+                name = f"{levels} {scale_shift} {shape['sample_size']}x{shape['in_channels']}"
+                classes = None if (i + j) % 4 == 3 else 5
+                extra = {
+                    "resnet_time_scale_shift": scale_shift,
+                    "num_class_embeds": classes,
+                    "attention_head_dim": (8, 4, None)[i % 3],
+                }
+                found[name] = {**SMALL, **blocks(levels), **shape, **extra}
+    return found
+
+
+CONFIGS = configs()
+
+
+def theirs(config: dict[str, Any], seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    network = diffusers.UNet2DModel(**config).eval()
+    perturb(network, seed)
+    return network
+
+
+def inputs(model: ConditionalUNet) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t, timestep, and what the network takes for a label."""
+    config = model.config
+    x_t = torch.randn(2, config.in_channels, *config.image_size, generator=torch.Generator().manual_seed(1))
+    labels = {"identity": torch.randn(2, config.embedding_dim), "none": torch.tensor([0, 0])}
+    return x_t, torch.tensor([412, 412]), labels.get(config.class_embedding, torch.tensor([0, 3]))
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(CONFIGS) >= 60
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_output_weights_and_config(name: str) -> None:
+    network = theirs(CONFIGS[name])
+    saved = json.loads(network.to_json_string())
+    model = ConditionalUNet(unet_config(saved)).eval()
+    model.load_state_dict(network.state_dict())
+    x_t, timestep, label = inputs(model)
+    with torch.no_grad():
+        labels = {} if model.config.class_embedding == "none" else {"class_labels": label}
+        expected = network.double()(
+            x_t.double(), timestep, **{k: v.double() if v.is_floating_point() else v for k, v in labels.items()}
+        )
+        assert_network_close(model(x_t, timestep, label), expected.sample)
+        if model.config.class_embedding != "identity":
+            assert_network_close(FrozenUNet(model)(x_t, 412, label), expected.sample)
+            assert_network_close(FrozenUNet(model, use_native=False)(x_t, 412, label), expected.sample)
+    # Back: a network that diffusers builds of our config takes our weights, and is the same one.
+    back = diffusers.UNet2DModel.from_config(unet2d_config(model.config)).eval()
+    back.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        again = back(x_t, timestep, **labels).sample
+    assert_network_close(again, expected)
+    assert unet_config(unet2d_config(model.config)) == model.config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"act_fn": "mish"}, "act_fn is 'mish', which fastcond has no counterpart for; it knows silu"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift is 'spatial'"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type is 'UNetMidBlock2DCrossAttn'"),
+        ({"class_embed_type": "projection"}, "class_embed_type is 'projection'"),
+        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types is 'SkipDownBlock2D'"),
+        ({"up_block_types": ["UpBlock2D"]}, "up_block_types has 1 entries for 2 levels"),
+        ({"_class_name": "UNet3DModel"}, "_class_name is 'UNet3DModel'; a config of UNet2DModel is needed"),
+        ({"block_out_channels": 64}, "another type"),
+        ({"layers_per_block": "two"}, "another type"),
+        ({"sample_size": 7}, "image size 7x7 does not fit a network of 2 levels"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unet_config({**SMALL, **change})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conditioning": "adagn"}, "conditioning 'adagn' cannot be expressed in diffusers' UNet2DModel"),
+        ({"class_embedding_mlp": True}, "has no MLP behind its class-embedding table"),
+    ],
+)
+def test_what_diffusers_cannot_express_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unet2d_config(small_config(**{"conditioning": "bias", **changes}))
+
+
+@pytest.mark.parametrize("resample", ["conv", "resnet"])
+@pytest.mark.parametrize("conditioning", ["bias", "scale_shift"])
+def test_our_own_networks_in_diffusers(conditioning: str, resample: str) -> None:
+    model = small_unet(conditioning=conditioning, resample=resample, attention_resolutions=(8,)).eval()
+    network = diffusers.UNet2DModel.from_config(unet2d_config(model.config)).eval()
+    network.load_state_dict(model.state_dict())
+    x_t, timestep, label = inputs(model)
+    with torch.no_grad():
+        assert_network_close(network(x_t, timestep, class_labels=label).sample, model(x_t, timestep, label).double())
