@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-Conditioning = Literal["adagn", "scale_shift", "bias"]
+Conditioning = Literal["adagn", "scale_shift", "bias", "label_attention"]
 Prediction = Literal["eps", "v", "x_0"]
-CONDITIONINGS = ("adagn", "scale_shift", "bias")
+CONDITIONINGS = ("adagn", "scale_shift", "bias", "label_attention")
 PREDICTIONS = ("eps", "v", "x_0")
 SCHEDULES = ("linear", "cosine")
 WEIGHTINGS = ("mse", "min_snr")
 LR_SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "bf16")
 RESAMPLERS = ("conv", "resnet")
-DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
-UP_BLOCK_TYPES = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D")
+UP_BLOCK_TYPES = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D")
 TIME_EMBEDDINGS = ("positional", "fourier", "learned")
 CLASS_EMBEDDINGS = ("table", "timestep", "identity", "none")
 SAMPLER_NAMES = ("ddpm", "ddim", "dpmpp2m", "heun")  # fastcond.diffusion.SAMPLERS has the samplers themselves
@@ -48,7 +48,8 @@ class UNetConfig:
         layers_per_block: residual blocks of a level on the way down (one more on the way up).
         attention_resolutions: a level has self-attention where the longer side of its map is in here.
         attention_head_dim: channels of one attention head.
-        conditioning: how time and label enter a block: "adagn", "scale_shift" or "bias".
+        conditioning: how time and label enter a block: "adagn", "scale_shift", "bias", or "label_attention": time as with
+            "bias", and a label through transformer blocks where the others have self-attention.
         norm_num_groups, norm_eps: of every group norm.
         dropout: probability, before the second convolution of a block.
         resample: "conv" (stride 2; nearest and convolution) or "resnet" (a resampling residual block, as in ADM).
@@ -69,6 +70,11 @@ class UNetConfig:
             "identity": the label is a vector [D] already; "none": the network knows no label.
         has_null_label: whether the table has the null label's row; guidance needs it.
         center_input: x_t is taken as 2 x_t - 1.
+
+    Of "label_attention" alone, with what diffusers' `UNet2DConditionModel` calls them:
+        label_hidden_dim: width of the MLP on the one-hot label. label_token_dim: of its output (encoder_hid_dim).
+        label_context_dim: of the token in the blocks (cross_attention_dim). label_attention_heads: of their self-attention.
+        label_dropout: probability, within the MLP.
     """
 
     image_size: tuple[int, int]
@@ -101,6 +107,11 @@ class UNetConfig:
     class_embedding: Literal["table", "timestep", "identity", "none"] = "table"
     has_null_label: bool = True
     center_input: bool = False
+    label_hidden_dim: int = 64
+    label_token_dim: int = 64
+    label_context_dim: int = 1280
+    label_attention_heads: int = 8
+    label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         height, width = self.image_size
@@ -125,7 +136,7 @@ class UNetConfig:
         for level, channels in enumerate(self.block_out_channels):
             last = level == len(self.block_out_channels) - 1
             attends = any(self.attends(way, level) for way in ("down", "up")) or (last and self.mid_block and self.mid_attention)
-            head_dim = self.attention_head_dim or channels
+            head_dim = self._head_dim(channels)
             _require(
                 not attends or channels % head_dim == 0,
                 f"{channels} channels cannot be divided into heads of {head_dim}; change attention_head_dim",
@@ -147,6 +158,10 @@ class UNetConfig:
             self.time_embedding != "learned" or self.num_timesteps is not None,
             "a learned time embedding has one row a timestep; give num_timesteps",
         )
+        of_label = self.conditioning == "label_attention"
+        for block in (*(self.down_block_types or ()), *(self.up_block_types or ())):
+            _require(of_label or not block.startswith("CrossAttn"), f"{block} needs conditioning 'label_attention'")
+        _require(not of_label or self.class_embedding == "table", "with label_attention leave class_embedding as it is")
         _require(self.mid_block_scale_factor > 0, f"mid_block_scale_factor is {self.mid_block_scale_factor}; it must be positive")
 
     @property
@@ -170,10 +185,15 @@ class UNetConfig:
         """(H, W) of the feature map of `level`, 0 the finest."""
         return self.image_size[0] >> level, self.image_size[1] >> level
 
+    def _head_dim(self, channels: int) -> int:
+        if self.conditioning == "label_attention":
+            return max(1, channels // self.label_attention_heads)
+        return self.attention_head_dim or channels
+
     def attends(self, way: str, level: int) -> bool:
-        """Whether the residual blocks of `level` on the way "down" or "up" are followed by self-attention."""
+        """Whether the residual blocks of `level` on the way "down" or "up" are followed by attention."""
         block = self._block_type(way, level)
-        return max(self.level_size(level)) in self.attention_resolutions if block is None else block.startswith("Attn")
+        return max(self.level_size(level)) in self.attention_resolutions if block is None else "Attn" in block
 
     def resampler(self, way: str, level: int) -> str:
         """How `level` changes size on the way "down" or "up": "conv" or "resnet"."""

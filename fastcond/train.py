@@ -57,7 +57,12 @@ def build_parser() -> Parser:
     budget.add_argument("--minutes", type=number, metavar="M", help="train M minutes; the learning rate follows the clock")
     network = parser.add_argument_group("network and diffusion")
     network.add_argument("--preset", choices=["auto", *PRESETS], help="network size (default auto: by image size and device)")
-    network.add_argument("--conditioning", choices=CONDITIONINGS, help="how labels enter (default the preset's)")
+    network.add_argument(
+        "--conditioning",
+        type=lambda name: name.replace("-", "_"),
+        choices=CONDITIONINGS,
+        help="how labels enter (default the preset's)",
+    )
     network.add_argument("--dropout", type=number, help="dropout in the blocks (default the preset's)")
     network.add_argument("--schedule", choices=SCHEDULES, help="noise schedule (default the preset's)")
     network.add_argument("--timesteps", type=whole_number, metavar="T", help="timesteps of the schedule (default 1000)")

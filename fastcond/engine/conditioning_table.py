@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fastcond.nn import AdaGroupNorm, ConditionalUNet
 from fastcond.nn.blocks import ResnetBlock
+from fastcond.nn.label_attention import LabelAttention
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 
@@ -27,13 +28,15 @@ class Site:
     Attributes:
         name: of the Linear's module in the network, such as "mid_block.resnets.0.norm2.linear".
         start: first of its columns in the table; channels: C.
-        modulates: its columns are scale [C], then shift [C], of a norm; else they are C biases, added before a norm.
+        modulates: its columns are scale [C], then shift [C], of a norm; else they are C biases.
+        of_label: it is the label's token that decides, as with "label_attention"; else the embedding of timestep and label.
     """
 
     name: str
     start: int
     channels: int
     modulates: bool
+    of_label: bool = False
 
     @property
     def width(self) -> int:
@@ -146,7 +149,8 @@ class ConditioningTable:
     def _compute(self, first: int) -> Tensor:
         """Entries first .. first + window - 1, [entries, L, all columns], as one batched product."""
         timesteps = self._timesteps[first : first + self._window_entries]
-        model, linears = self._model, [self._model.get_submodule(site.name) for site in self.sites]
+        model = self._model
+        linears = [model.get_submodule(site.name) for site in self.sites if not site.of_label]
         emb = model.embed_timestep(timesteps)[:, None]
         class_emb = model.embed_label(self.labels)
         emb = emb.expand(-1, len(self.labels), -1) if class_emb is None else emb + class_emb[None]
@@ -154,20 +158,27 @@ class ConditioningTable:
             emb = F.silu(emb)
         weight = torch.cat([linear.get_parameter("weight") for linear in linears])
         bias = torch.cat([linear.get_parameter("bias") for linear in linears])
-        return F.linear(emb.flatten(0, 1), weight, bias).unflatten(0, (len(timesteps), len(self.labels)))
+        columns = F.linear(emb.flatten(0, 1), weight, bias).unflatten(0, (len(timesteps), len(self.labels)))
+        token = model.embed_token(self.labels)
+        if token is None:
+            return columns
+        of_label = [model.get_submodule(site.name)(token) for site in self.sites if site.of_label]
+        return torch.cat([columns, torch.cat(of_label, dim=1).expand(len(timesteps), -1, -1)], dim=2)
 
 
 def conditioning_sites(model: ConditionalUNet) -> tuple[Site, ...]:
-    """Every Linear of the embedding, in the order of the network's modules, with its columns in a table."""
-    modulates, sites, start = model.config.conditioning != "bias", [], 0
-    for name, module in model.named_modules():
-        if isinstance(module, AdaGroupNorm):
-            path, linear = f"{name}.linear", module.linear
+    """Every Linear of the embedding, in the order of the network's modules, and then what depends on the label alone."""
+    modulates, start = model.config.conditioning in ("adagn", "scale_shift"), 0
+    sites: list[Site] = []
+    for name, module in sorted(model.named_modules(), key=lambda named: isinstance(named[1], LabelAttention)):
+        if isinstance(module, LabelAttention):
+            site = Site(name, start, module.to_v.out_features, False, of_label=True)
+        elif isinstance(module, AdaGroupNorm):
+            site = Site(f"{name}.linear", start, module.linear.out_features // 2, True)
         elif isinstance(module, ResnetBlock) and model.config.conditioning != "adagn":
-            path, linear = f"{name}.time_emb_proj", module.time_emb_proj
+            site = Site(f"{name}.time_emb_proj", start, module.time_emb_proj.out_features // (2 if modulates else 1), modulates)
         else:
             continue
-        site = Site(path, start, linear.out_features // (2 if modulates else 1), modulates)
         sites.append(site)
         start += site.width
     return tuple(sites)

@@ -13,6 +13,7 @@ from fastcond.engine.conditioning_table import Site
 from fastcond.engine.memory_plan import Buffer, plan_memory
 from fastcond.engine.network_walk import Norm, Walk
 from fastcond.nn.blocks import SelfAttention
+from fastcond.nn.label_attention import LabelTransformer
 from fastcond.ops.norm_conv import pack_conv_weight
 from fastcond.ops.packing import pack_matrix
 from fastcond.ops.small_attention import pack_attention_weights
@@ -150,6 +151,9 @@ class Recorder:
         operands = (part.at, *affine, packed, bias, out_bias, part.at, y.parts[0].at)
         self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads))
         return y
+
+    def transform(self, transformer: LabelTransformer, x: NativeMap, sites: Sequence[Site]) -> NativeMap:
+        raise NoNativeForm("transformer blocks")
 
     def divide(self, x: NativeMap, divisor: float) -> NativeMap:
         if divisor != 1.0:

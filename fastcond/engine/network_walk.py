@@ -6,7 +6,7 @@ network would compute a scale, a shift or a bias.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastcond.engine.conditioning_table import Site, conditioning_sites
 from fastcond.nn import AdaGroupNorm, ConditionalUNet
 from fastcond.nn.blocks import Downsample, FusedGroupNorm, ResnetBlock, SelfAttention, Upsample
+from fastcond.nn.label_attention import LabelTransformer, TransformerBlock
 
 Map = TypeVar("Map")
 
@@ -49,6 +50,10 @@ class Operations(Protocol[Map]):
 
     def attend(self, attention: SelfAttention, x: Map, norm: Norm | None) -> Map:
         """x + attention over the positions of norm(x)."""
+        ...
+
+    def transform(self, transformer: LabelTransformer, x: Map, sites: Sequence[Site]) -> Map:
+        """transformer(x), where a site's bias is what cross-attention adds in each of its blocks."""
         ...
 
     def divide(self, x: Map, divisor: float) -> Map:
@@ -101,6 +106,9 @@ class Walk:
         if isinstance(module, SelfAttention):
             norm = None if module.group_norm is None else self._norm(module.group_norm)
             return operations.divide(operations.attend(module, x, norm), module.divisor)
+        if isinstance(module, LabelTransformer):
+            blocks = cast(Iterable[TransformerBlock], module.transformer_blocks)
+            return operations.transform(module, x, [self._site_of[id(block.attn2)] for block in blocks])
         if isinstance(module, Downsample):
             return operations.convolve(module.conv, x)
         if isinstance(module, Upsample):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from fastcond.engine.conditioning_table import Site
 from fastcond.engine.network_walk import Norm
 from fastcond.nn.blocks import SelfAttention, pad_for
+from fastcond.nn.label_attention import LabelTransformer
 from fastcond.ops import ada_group_norm
 
 
@@ -45,6 +47,9 @@ class TorchOperations:
 
     def attend(self, attention: SelfAttention, x: Tensor, norm: Norm | None) -> Tensor:
         return x + attention.attend(x if norm is None else self._normalise(x, norm))
+
+    def transform(self, transformer: LabelTransformer, x: Tensor, sites: Sequence[Site]) -> Tensor:
+        return transformer.transform(x, [site.parts(self._columns)[1] for site in sites])
 
     def divide(self, x: Tensor, divisor: float) -> Tensor:
         return x if divisor == 1.0 else x / divisor

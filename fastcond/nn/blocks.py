@@ -145,11 +145,14 @@ class SelfAttention(nn.Module):
         height, width = normalised.shape[2:]
         # [B, HW, C] is a view of a channels_last map; one copy otherwise.
         tokens = normalised.flatten(2).transpose(1, 2)
-        q, k, v = (
-            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for projection in (self.to_q, self.to_k, self.to_v)
-        )
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = attend_by_heads(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads)
         return self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))
+
+
+def attend_by_heads(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of each head. [B, N, C], of which the heads' d = C / heads channels follow one another."""
+    of_heads = (value.unflatten(2, (heads, -1)).transpose(1, 2) for value in (q, k, v))
+    return F.scaled_dot_product_attention(*of_heads).transpose(1, 2).flatten(2)
 
 
 class Downsample(nn.Module):

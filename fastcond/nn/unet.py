@@ -1,10 +1,11 @@
 """The class-conditional U-Net: (x_t, timestep, label) -> output, with diffusers' parameter names.
 
-| conditioning  | what a block does                                                 | the same as                            |
-|---------------|-------------------------------------------------------------------|----------------------------------------|
-| `adagn`       | both norms without affine parameters, modulated by Linear(emb)    | the AdaGN block of the course chapter  |
-| `scale_shift` | norm2 affine, then modulated by Linear(SiLU(emb))                 | ADM; diffusers UNet2DModel scale_shift |
-| `bias`        | Linear(SiLU(emb)) added before norm2                              | DDPM; diffusers UNet2DModel default    |
+| conditioning      | what a block does                                              | the same as                            |
+|-------------------|----------------------------------------------------------------|----------------------------------------|
+| `adagn`           | both norms without affine parameters, modulated by Linear(emb) | the AdaGN block of the course chapter  |
+| `scale_shift`     | norm2 affine, then modulated by Linear(SiLU(emb))              | ADM; diffusers UNet2DModel scale_shift |
+| `bias`            | Linear(SiLU(emb)) added before norm2                           | DDPM; diffusers UNet2DModel default    |
+| `label_attention` | time as `bias`; transformer blocks over one label token        | diffusers UNet2DConditionModel         |
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.nn.blocks import FusedGroupNorm, ResnetBlock, SelfAttention, make_downsampler, make_upsampler
 from fastcond.nn.embeddings import EmbeddingMLP, FourierProjection, sinusoidal_embedding
+from fastcond.nn.label_attention import LabelMLP, LabelTransformer, label_vector
 
 
 class DownBlock(nn.Module):
@@ -27,17 +29,17 @@ class DownBlock(nn.Module):
             ResnetBlock(config, in_channels if j == 0 else out_channels, out_channels) for j in range(layers)
         )
         if config.attends("down", level):
-            self.attentions = nn.ModuleList(SelfAttention(config, out_channels) for _ in range(layers))
+            self.attentions = nn.ModuleList(make_attention(config, out_channels) for _ in range(layers))
         if level < len(config.block_out_channels) - 1:
             self.downsamplers = nn.ModuleList([make_downsampler(config, level)])
 
-    def forward(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, emb: Tensor, token: Tensor | None = None) -> list[Tensor]:
         """Every intermediate map, the last the block's output; all are skips."""
         maps = []
         attentions = getattr(self, "attentions", [None] * len(self.resnets))
         for resnet, attention in zip(self.resnets, attentions, strict=True):
             x = resnet(x, emb)
-            x = x if attention is None else attention(x)
+            x = x if attention is None else _attended(attention, x, token)
             maps.append(x)
         for downsampler in getattr(self, "downsamplers", []):
             x = downsampler(x, emb)
@@ -52,13 +54,13 @@ class MidBlock(nn.Module):
         super().__init__()
         channels, divisor = config.block_out_channels[-1], config.mid_block_scale_factor
         if config.mid_attention:
-            self.attentions = nn.ModuleList([SelfAttention(config, channels, config.mid_attention_norm_groups, divisor)])
+            self.attentions = nn.ModuleList([make_attention(config, channels, config.mid_attention_norm_groups, divisor)])
         self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, divisor=divisor) for _ in range(2))
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, token: Tensor | None = None) -> Tensor:
         x = self.resnets[0](x, emb)
         for attention in getattr(self, "attentions", ()):
-            x = attention(x)
+            x = _attended(attention, x, token)
         return self.resnets[1](x, emb)
 
 
@@ -73,19 +75,30 @@ class UpBlock(nn.Module):
             for j, skip in enumerate(skip_channels)
         )
         if config.attends("up", level):
-            self.attentions = nn.ModuleList(SelfAttention(config, out_channels) for _ in skip_channels)
+            self.attentions = nn.ModuleList(make_attention(config, out_channels) for _ in skip_channels)
         if level > 0:
             self.upsamplers = nn.ModuleList([make_upsampler(config, level)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, token: Tensor | None = None) -> Tensor:
         """Consumes the last `layers_per_block + 1` of skips."""
         attentions = getattr(self, "attentions", [None] * len(self.resnets))
         for resnet, attention in zip(self.resnets, attentions, strict=True):
             x = resnet(torch.cat([x, skips.pop()], dim=1), emb)
-            x = x if attention is None else attention(x)
+            x = x if attention is None else _attended(attention, x, token)
         for upsampler in getattr(self, "upsamplers", []):
             x = upsampler(x, emb)
         return x
+
+
+def make_attention(config: UNetConfig, channels: int, norm_groups: int | None = None, divisor: float = 1.0) -> nn.Module:
+    """What follows a residual block where a level attends: [B, C, H, W] -> same shape."""
+    if config.conditioning == "label_attention":
+        return LabelTransformer(config, channels)
+    return SelfAttention(config, channels, norm_groups, divisor)
+
+
+def _attended(attention: nn.Module, x: Tensor, token: Tensor | None) -> Tensor:
+    return attention(x) if token is None else attention(x, token)
 
 
 class ConditionalUNet(nn.Module):
@@ -114,7 +127,10 @@ class ConditionalUNet(nn.Module):
             self.time_proj = None
         self.time_embedding = EmbeddingMLP(wave_dim, dim)
         self.class_embedding: nn.Module | None = None
-        if config.class_embedding == "table":
+        if config.conditioning == "label_attention":
+            self.label_embedding = LabelMLP(config)
+            self.encoder_hid_proj = nn.Linear(config.label_token_dim, config.label_context_dim)
+        elif config.class_embedding == "table":
             self.class_embedding = nn.Embedding(config.largest_label + 1, dim)
         elif config.class_embedding == "timestep":
             self.class_embedding = EmbeddingMLP(wave_dim, dim)
@@ -152,13 +168,19 @@ class ConditionalUNet(nn.Module):
     def embed_label(self, label: Tensor) -> Tensor | None:
         """The label's part of emb: label int64 [B] in [0, K], or float [B, D] for "identity", as [B, D]; None for "none"."""
         kind = self.config.class_embedding
-        if kind == "none":
+        if kind == "none" or self.config.conditioning == "label_attention":
             return None
         if kind == "identity":
             return label.to(self.dtype)
         assert self.class_embedding is not None, "made in __init__"
         class_emb = self.class_embedding(self._waves(label) if kind == "timestep" else label)
         return class_emb if self.class_projection is None else self.class_projection(class_emb)
+
+    def embed_token(self, label: Tensor) -> Tensor | None:
+        """The token of "label_attention": label int64 [B] in [0, K], or float [B, K], as [B, context]; None for others."""
+        if self.config.conditioning != "label_attention":
+            return None
+        return self.encoder_hid_proj(self.label_embedding(label_vector(label, self.config.num_classes, self.dtype)))
 
     def _waves(self, timestep: Tensor) -> Tensor:
         """What the MLP of a timestep sees."""
@@ -183,19 +205,19 @@ class ConditionalUNet(nn.Module):
         Args:
             x_t: float [B, C, H, W], in [-1, 1] plus noise, contiguous or channels_last; H, W as in the config, or any other
                 size that the levels divide.
-            timestep: [B], 0 .. T-1, integer or float. label: int64 [B], 0 .. K-1, or K for no condition; see the config's
-                class_embedding for other kinds.
+            timestep: [B], 0 .. T-1, integer or float. label: int64 [B], 0 .. K-1, or K for no condition; float [B, K]
+                too with "label_attention"; see the config's class_embedding for other kinds.
         Returns: float [B, out_channels, H, W].
         Raises: ValueError for a size that the levels do not divide.
         """
         self.check_size(*x_t.shape[2:])
-        emb = self.embed(timestep, label)
+        emb, token = self.embed(timestep, label), self.embed_token(label)
         x = self.conv_in(2 * x_t - 1 if self.config.center_input else x_t)
         skips = [x]
         for block in self.down_blocks:
-            skips += block(skips[-1], emb)
-        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], emb)
+            skips += block(skips[-1], emb, token)
+        x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], emb, token)
         for block in self.up_blocks:
-            x = block(x, skips, emb)
+            x = block(x, skips, emb, token)
         y = self.conv_out(self.conv_norm_out(x))
         return y / timestep.to(y.dtype).reshape(-1, 1, 1, 1) if self.config.time_embedding == "fourier" else y

@@ -109,7 +109,7 @@ def test_scale_and_shift_are_views_of_one_gather(model: ConditionalUNet) -> None
     assert all(part.shape == (5, part.shape[1]) and part.stride() == (table.width, 1) for part in parts)
     for site in table.sites:
         scale, shift = site.parts(table.row(0))
-        assert (scale is None) == (model.config.conditioning == "bias")
+        assert (scale is None) == (not site.modulates)
         assert shift.shape == (3, site.channels) and (scale is None or scale.shape == shift.shape)
 
 
