@@ -29,15 +29,16 @@ void add_norm_conv(Network& network, Addresses<11> t, Numbers<8> n) {
     network.add(step);
 }
 
-// As SmallAttention's fields; tokens, C, heads.
-void add_small_attention(Network& network, Addresses<9> t, Numbers<3> n) {
+// As SmallAttention's fields; tokens, C, heads, out_bias's row stride.
+void add_small_attention(Network& network, Addresses<9> t, Numbers<4> n) {
     network.add(SmallAttention{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), at(t[5]), at(t[6]), at(t[7]), at(t[8]), 0, n[0], n[1],
-                               n[2], 1});
+                               n[2], 1, n[3]});
 }
 
-// x, second, packed, bias, y; H, W, first_channels, C, K, size, stride, padding.
-void add_patch_conv(Network& network, Addresses<5> t, Numbers<8> n) {
-    network.add(PatchConv{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), 0, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], 1, 1});
+// x, second, packed, bias, mean, gain, offset, residual, y; H, W, first_channels, C, K, size, stride, padding.
+void add_patch_conv(Network& network, Addresses<9> t, Numbers<8> n) {
+    network.add(PatchConv{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), at(t[5]), at(t[6]), at(t[7]), at(t[8]), 0, n[0], n[1], n[2],
+                          n[3], n[4], n[5], n[6], n[7], 1, 1});
 }
 
 // x, mean, m2; positions, C.
@@ -61,6 +62,16 @@ void add_resample(Network& network, Addresses<5> t, Numbers<5> n) {
     network.add(Resample{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), 0, n[0], n[1], n[2], n[3] != 0, n[4] != 0, 1});
 }
 
+// x, y; positions, C.
+void add_layer_norm(Network& network, Addresses<2> t, Numbers<2> n, float eps) {
+    network.add(LayerNorm{at(t[0]), at(t[1]), 0, n[0], n[1], eps, 1});
+}
+
+// x, y; positions, C.
+void add_gated_gelu(Network& network, Addresses<2> t, Numbers<2> n) {
+    network.add(GatedGelu{at(t[0]), at(t[1]), 0, n[0], n[1], 1});
+}
+
 // x, y, columns, slots; width, B, copies, threads.
 void run(const Network& network, Addresses<4> t, Numbers<4> n) {
     network.run({at(t[0]), at(t[1]), at(t[2]), reinterpret_cast<const int64_t*>(t[3]), n[0], n[1], n[2], int(n[3])});
@@ -79,6 +90,8 @@ void bind_network(nb::module_& module) {
         .def("add_channel_norm", &add_channel_norm, "tensors"_a, "numbers"_a, "eps"_a)
         .def("add_row_bias", &add_row_bias, "tensors"_a, "numbers"_a)
         .def("add_resample", &add_resample, "tensors"_a, "numbers"_a)
+        .def("add_layer_norm", &add_layer_norm, "tensors"_a, "numbers"_a, "eps"_a)
+        .def("add_gated_gelu", &add_gated_gelu, "tensors"_a, "numbers"_a)
         .def("run", &run, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro_static("INPUT", [](nb::handle) { return Network::input; })
         .def_prop_ro_static("OUTPUT", [](nb::handle) { return Network::output; });

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from fastcond.engine.conditioning_table import Site
 from fastcond.engine.memory_plan import Buffer, plan_memory
 from fastcond.engine.network_walk import Norm, Walk
 from fastcond.nn.blocks import SelfAttention
-from fastcond.nn.label_attention import LabelTransformer
+from fastcond.nn.label_attention import LabelTransformer, TokenAttention, TransformerBlock
 from fastcond.ops.norm_conv import pack_conv_weight
 from fastcond.ops.packing import pack_matrix
 from fastcond.ops.small_attention import pack_attention_weights
@@ -51,6 +51,12 @@ class NativeMap:
     def channels(self) -> int:
         return sum(part.channels for part in self.parts)
 
+    @property
+    def only(self) -> Buffer | int:
+        """Where the map is, of one part."""
+        (part,) = self.parts
+        return part.at
+
 
 Operand = Buffer | Tensor | int | None  # a tensor of the network, memory of the evaluation, or an address; None: not there
 
@@ -74,6 +80,23 @@ class PackedWeights:
     """What the steps of a network multiply by, by the module that it was made of. It is the weights as they were then."""
 
     of: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+    def of_linear(self, linear: nn.Module, before: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a Linear or a 1x1 convolution, and in them the affine map of the layer norm before it."""
+        weight, bias = linear.get_parameter("weight").detach().flatten(1), linear.get_parameter("bias").detach()
+        if before is not None:
+            weight, bias = _behind(before, weight, bias)
+        if linear not in self.of:
+            self.of[linear] = pack_matrix(weight)
+        return self.of[linear], bias
+
+    def of_token_attention(self, attention: TokenAttention, before: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """As `of_attention`, with the layer norm before it."""
+        weight = torch.cat([p.weight.detach() for p in (attention.to_q, attention.to_k, attention.to_v)])
+        weight, bias = _behind(before, weight, weight.new_zeros(len(weight)))
+        if attention not in self.of:
+            self.of[attention] = pack_attention_weights(weight, attention.to_out[0].get_parameter("weight").detach())
+        return self.of[attention], bias
 
     def of_conv(self, conv: nn.Conv2d, winograd: bool) -> Tensor:
         if conv not in self.of:
@@ -120,7 +143,7 @@ class Recorder:
             assert not isinstance(conv.padding, str), "given as numbers"
             height, width = x.height // stride, x.width // stride
             y = self._map(features, height, width)
-            operands = (first.at, second, packed, bias, y.parts[0].at)
+            operands = (first.at, second, packed, bias, None, None, None, None, y.only)
             numbers = (x.height, x.width, first.channels, channels, features, size, stride, conv.padding[0])
             self._add("add_patch_conv", operands, numbers)
             return y
@@ -133,11 +156,10 @@ class Recorder:
             self._add("add_row_bias", (bias, row_bias), (site.start, features))
         statistics = Buffer(features), Buffer(features)
         y = self._map(features, height, width, *statistics)
-        added = None if residual is None else residual.parts[0].at
-        assert residual is None or len(residual.parts) == 1, "what is added comes from one step"
+        added = None if residual is None else residual.only
         self._add(
             "add_norm_conv",
-            (first.at, second, *affine, packed, row_bias, added, y.parts[0].at, *statistics),
+            (first.at, second, *affine, packed, row_bias, added, y.only, *statistics),
             (bias_stride, height, width, first.channels, channels, features, int(norm is not None and norm.silu), int(upsampled)),
             optional=frozenset(statistics),
         )
@@ -145,15 +167,55 @@ class Recorder:
 
     def attend(self, attention: SelfAttention, x: NativeMap, norm: Norm | None) -> NativeMap:
         packed, bias = self._weights.of_attention(attention)
-        (part,), y = x.parts, self._map(x.channels, x.height, x.width)
+        y = self._map(x.channels, x.height, x.width)
         out_bias = attention.to_out[0].get_parameter("bias").detach()
         affine = (None, None, None) if norm is None else self._norm(norm, x)
-        operands = (part.at, *affine, packed, bias, out_bias, part.at, y.parts[0].at)
-        self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads))
+        operands = (x.only, *affine, packed, bias, out_bias, x.only, y.only)
+        self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads, 0))
         return y
 
     def transform(self, transformer: LabelTransformer, x: NativeMap, sites: Sequence[Site]) -> NativeMap:
-        raise NoNativeForm("transformer blocks")
+        norm = transformer.norm
+        affine = self._norm(Norm(norm.num_groups, norm.eps, norm.weight, norm.bias, None, False), x)
+        tokens = self._project(*self._weights.of_linear(transformer.proj_in), x, affine=affine)
+        for module, site in zip(transformer.transformer_blocks, sites, strict=True):
+            block = cast(TransformerBlock, module)
+            attention = block.attn1
+            packed, bias = self._weights.of_token_attention(attention, block.norm1)
+            normalised, attended = self._layer_norm(block.norm1, tokens), self._map(x.channels, x.height, x.width)
+            # What cross-attention adds is added with the bias of the attention before it.
+            out_bias = Buffer(x.channels)
+            self._add("add_row_bias", (attention.to_out[0].get_parameter("bias").detach(), out_bias), (site.start, x.channels))
+            none = (None, None, None)
+            operands = (normalised.only, *none, packed, bias, out_bias, tokens.only, attended.only)
+            self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads, x.channels))
+            gate = self._weights.of_linear(block.ff.net[0].get_submodule("proj"), block.norm3)
+            wide = self._project(*gate, self._layer_norm(block.norm3, attended))
+            gated = self._map(wide.channels // 2, x.height, x.width)
+            self._add("add_gated_gelu", (wide.only, gated.only), (x.height * x.width, gated.channels))
+            tokens = self._project(*self._weights.of_linear(block.ff.net[2]), gated, residual=attended)
+        return self._project(*self._weights.of_linear(transformer.proj_out), tokens, residual=x)
+
+    def _layer_norm(self, norm: nn.LayerNorm, x: NativeMap) -> NativeMap:
+        """A layer norm but for its affine map."""
+        y = self._map(x.channels, x.height, x.width)
+        self._add("add_layer_norm", (x.only, y.only), (x.height * x.width, x.channels), more=(norm.eps,))
+        return y
+
+    def _project(
+        self,
+        packed: Tensor,
+        bias: Tensor,
+        x: NativeMap,
+        *,
+        affine: tuple[Operand, Operand, Operand] = (None, None, None),
+        residual: NativeMap | None = None,
+    ) -> NativeMap:
+        """A Linear over the channels of x, of which there is one part."""
+        y, added = self._map(len(bias), x.height, x.width), None if residual is None else residual.only
+        operands = (x.only, None, packed, bias, *affine, added, y.only)
+        self._add("add_patch_conv", operands, (x.height, x.width, x.channels, x.channels, len(bias), 1, 1, 0))
+        return y
 
     def divide(self, x: NativeMap, divisor: float) -> NativeMap:
         if divisor != 1.0:
@@ -168,9 +230,8 @@ class Recorder:
         up = how == "up"
         height, width = (2 * x.height, 2 * x.width) if up else (x.height // 2, x.width // 2)
         y = self._map(x.channels, height, width)
-        (part,) = x.parts
         silu = norm is not None and norm.silu
-        self._add("add_resample", (part.at, *affine, y.parts[0].at), (x.height, x.width, x.channels, int(silu), int(up)))
+        self._add("add_resample", (x.only, *affine, y.only), (x.height, x.width, x.channels, int(silu), int(up)))
         return y
 
     def _norm(self, norm: Norm, x: NativeMap) -> tuple[Buffer, Buffer, Buffer]:
@@ -214,7 +275,7 @@ class NativeNetwork:
         y = walk(recorder, NativeMap((Part(library.Network.INPUT, in_channels),), height, width))
         self._out_shape = (y.channels, height, width)
         # The last step writes the evaluation's output, no buffer.
-        self._steps = _redirected(recorder.steps, y.parts[0].at, library.Network.OUTPUT)
+        self._steps = _redirected(recorder.steps, y.only, library.Network.OUTPUT)
         self._plan = plan_memory([[o for o in step.operands if isinstance(o, Buffer)] for step in self._steps])
         self._capacity, self._memory, self._network = 0, torch.empty(0), library.Network()
         # More would not find their maps in the processor's caches, fewer would read the weights more often.
@@ -261,6 +322,11 @@ class NativeNetwork:
             tensors = [address(operand, step) for operand in step.operands]
             getattr(network, step.method)(tensors, step.numbers, *step.more)
         self._network, self._capacity = network, batch
+
+
+def _behind(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """weight (norm.weight x + norm.bias) + bias as one affine map of x."""
+    return weight * norm.weight.detach(), bias + weight @ norm.bias.detach()
 
 
 def _redirected(steps: Sequence[Step], old: Operand, new: Operand) -> list[Step]:

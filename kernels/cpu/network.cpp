@@ -55,6 +55,8 @@ struct Run {
         row_bias(step);
     }
     void operator()(const Resample& given) const { resample(prepared(given)); }
+    void operator()(const LayerNorm& given) const { layer_norm(prepared(given)); }
+    void operator()(const GatedGelu& given) const { gated_gelu(prepared(given)); }
 };
 
 }  // namespace

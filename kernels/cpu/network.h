@@ -28,7 +28,8 @@ public:
     // Addresses that stand for an evaluation's own input and output; no memory is there.
     static constexpr std::uintptr_t input = 1, output = 2;
 
-    using Step = std::variant<NormConv, SmallAttention, PatchConv, ChannelStatistics, ChannelNorm, RowBias, Resample>;
+    using Step = std::variant<NormConv, SmallAttention, PatchConv, ChannelStatistics, ChannelNorm, RowBias, Resample,
+                              LayerNorm, GatedGelu>;
 
     // What an evaluation says is filled in when it runs: batch, threads, the conditioning, its own input and output. A ChannelNorm
     // without conditioning has a negative `at`. Only a PatchConv may read the input where it has copies.

@@ -16,7 +16,11 @@ struct PatchConv {
     const float* second;  // [B, H, W, C - first_channels], further channels of x, or null
     const float* packed;  // [size * size * C, K] as blocks of 32 features, of which the last is of 16 if no more are left
     const float* bias;    // [K]
-    float* y;             // [B * copies, H', W', K]
+    const float* mean;    // [B, C]: (x - mean) gain + offset takes x's place, in the map and not around it
+    const float* gain;
+    const float* offset;
+    const float* residual;  // [B, H', W', K], added to the result
+    float* y;               // [B * copies, H', W', K]
     int64_t batch;
     int64_t height;
     int64_t width;
@@ -93,10 +97,33 @@ struct Resample {
     int threads;
 };
 
+// Of each position of each image over its channels: (x - mean) / sqrt(variance + eps), a layer norm without its affine map.
+struct LayerNorm {
+    const float* x;  // [B, positions, C]
+    float* y;
+    int64_t batch;
+    int64_t positions;
+    int64_t channels;
+    float eps;
+    int threads;
+};
+
+// y = h gelu(gate), of x = [h, gate].
+struct GatedGelu {
+    const float* x;  // [B, positions, 2 C]
+    float* y;        // [B, positions, C]
+    int64_t batch;
+    int64_t positions;
+    int64_t channels;
+    int threads;
+};
+
 void patch_conv(const PatchConv& step);
 void channel_statistics(const ChannelStatistics& step);
 void channel_norm(const ChannelNorm& step);
 void row_bias(const RowBias& step);
 void resample(const Resample& step);
+void layer_norm(const LayerNorm& step);
+void gated_gelu(const GatedGelu& step);
 
 }  // namespace fastcond::cpu

@@ -5,6 +5,7 @@
 #include "network_steps.h"
 
 #include "channel_statistics.h"
+#include "exponential.h"
 #include "products.h"
 #include "workspace.h"
 
@@ -16,6 +17,15 @@ constexpr int64_t products_worth_a_thread = 1 << 18;
 constexpr int64_t numbers_worth_a_thread = 1 << 14;
 
 [[maybe_unused]] int threads_for(int threads, int64_t work, int64_t worth) { return int(larger(1, smaller(threads, work / worth))); }
+
+// Sixteen numbers, or the `count` that there are and zeros.
+FASTCOND_INLINE Lanes take(const float* from, int64_t count) {
+    return count == lanes ? load_lanes(from) : load_lanes(from, count);
+}
+FASTCOND_INLINE void leave(float* to, const Lanes& value, int64_t count) {
+    if (count == lanes) store_lanes(to, value);
+    else store_lanes(to, value, count);
+}
 
 // Sizes of a convolution by patches: rows of the product are output positions, its depth runs over taps and then channels.
 struct Patches {
@@ -43,6 +53,23 @@ FASTCOND_INLINE void put(const float* from, int64_t count, int64_t depth, int64_
     for (int64_t c = 0; c < count; ++c, ++depth) row[depth / lanes * rows * lanes + depth % lanes] = from[c];
 }
 
+// The same of (x - mean) gain + offset.
+FASTCOND_INLINE void put_normalised(const PatchConv& step, int64_t image, int64_t position, int64_t depth, int64_t rows, float* row) {
+    const int64_t C0 = step.first_channels, C1 = step.channels - C0;
+    for (int64_t channel = 0; channel < step.channels; channel += lanes) {
+        const int64_t count = smaller(lanes, step.channels - channel), at = image * step.channels + channel;
+        float of_both[lanes] = {};
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t c = channel + i;
+            of_both[i] = c < C0 ? step.x[position * C0 + c] : step.second[position * C1 + c - C0];
+        }
+        const Lanes mean = take(step.mean + at, count);
+        float normalised[lanes];
+        store_lanes(normalised, fused(load_lanes(of_both) - mean, take(step.gain + at, count), take(step.offset + at, count)));
+        put(normalised, count, depth + channel, rows, row);
+    }
+}
+
 // The patches of output positions [begin, begin + rows) as [chunks][rows][16].
 void gather(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows, float* v) {
     const int64_t padding = step.padding, C0 = step.first_channels, C1 = step.channels - C0;
@@ -55,6 +82,10 @@ void gather(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows
             const int64_t y = line * step.stride + tap / step.size - padding, x = column * step.stride + tap % step.size - padding;
             if (y < 0 || y >= step.height || x < 0 || x >= step.width) continue;
             const int64_t position = (image * step.height + y) * step.width + x, depth = tap * step.channels;
+            if (step.mean) {
+                put_normalised(step, image, position, depth, rows, v + row * lanes);
+                continue;
+            }
             put(step.x + position * C0, C0, depth, rows, v + row * lanes);
             if (C1) put(step.second + position * C1, C1, depth + C0, rows, v + row * lanes);
         }
@@ -68,13 +99,13 @@ void multiply_patches(const PatchConv& step, const Patches& p, int64_t begin, in
         multiply_all(Product{v, step.packed + first * p.depth, result, rows * lanes, p.depth, width}, rows, width);
         for (int64_t column = 0; column < width && first + column < K; column += lanes) {
             const int64_t feature = first + column, count = smaller(lanes, K - feature);
-            const Lanes bias = step.bias ? load_lanes(step.bias + feature, count) : all_lanes(0.0f);
+            const Lanes bias = step.bias ? take(step.bias + feature, count) : all_lanes(0.0f);
             for (int64_t row = 0; row < rows; ++row) {
-                const Lanes value = load_lanes(result + row * panel + column) + bias;
+                Lanes value = load_lanes(result + row * panel + column) + bias;
+                if (step.residual) value = value + take(step.residual + (begin + row) * K + feature, count);
                 for (int64_t copy = 0; copy < step.copies; ++copy) {
                     float* to = step.y + (copy * p.positions + begin + row) * K + feature;
-                    if (count == lanes) store_lanes(to, value);
-                    else store_lanes(to, value, count);
+                    leave(to, value, count);
                 }
             }
         }
@@ -90,17 +121,17 @@ struct Activation {
     Activation(const Resample& step, int64_t image, int64_t channel)
         : step(step), channel(channel), count(smaller(lanes, step.channels - channel)) {
         const int64_t at = image * step.channels + channel;
-        mean = step.mean ? load_lanes(step.mean + at, count) : all_lanes(0.0f);
-        gain = step.mean ? load_lanes(step.gain + at, count) : all_lanes(1.0f);
-        offset = step.mean ? load_lanes(step.offset + at, count) : all_lanes(0.0f);
+        mean = step.mean ? take(step.mean + at, count) : all_lanes(0.0f);
+        gain = step.mean ? take(step.gain + at, count) : all_lanes(1.0f);
+        offset = step.mean ? take(step.offset + at, count) : all_lanes(0.0f);
     }
     FASTCOND_INLINE Lanes at(int64_t position) const {
-        Lanes value = load_lanes(step.x + position * step.channels + channel, count);
+        Lanes value = take(step.x + position * step.channels + channel, count);
         if (step.mean) value = fused(value - mean, gain, offset);
         return step.silu ? silu(value) : value;
     }
     FASTCOND_INLINE void put(int64_t position, const Lanes& value) const {
-        store_lanes(step.y + position * step.channels + channel, value, count);
+        leave(step.y + position * step.channels + channel, value, count);
     }
 };
 
@@ -124,6 +155,22 @@ void resample_line(const Resample& step, int64_t image, int64_t line) {
             }
         }
     }
+}
+
+// Sum over a row of x - centre, or of its square.
+float sum_of_row(const float* x, int64_t count, float centre, bool squared) {
+    Lanes sum = all_lanes(0.0f);
+    for (int64_t c = 0; c < count; c += lanes) {
+        const int64_t there = smaller(lanes, count - c);
+        float distance[lanes] = {};
+        leave(distance, take(x + c, there) - all_lanes(centre), there);
+        const Lanes d = load_lanes(distance);
+        sum = sum + (squared ? d * d : d);
+    }
+    float lane[lanes], total = 0.0f;
+    store_lanes(lane, sum);
+    for (float value : lane) total += value;
+    return total;
 }
 
 void norm_of_image(const ChannelNorm& step, int64_t image) {
@@ -186,11 +233,11 @@ void channel_statistics(const ChannelStatistics& step) {
             const int64_t rows = smaller(together, P - begin);
             Lanes row[together];
             for (int64_t r = 0; r < rows; ++r)
-                row[r] = count == lanes ? load_lanes(x + (begin + r) * C) : load_lanes(x + (begin + r) * C, count);
+                row[r] = take(x + (begin + r) * C, count);
             merge(all, begin, statistics_of_rows(row, rows), rows);
         }
-        store_lanes(step.mean + image * C + channel, all.mean, count);
-        store_lanes(step.m2 + image * C + channel, all.m2, count);
+        leave(step.mean + image * C + channel, all.mean, count);
+        leave(step.m2 + image * C + channel, all.m2, count);
     }
 }
 
@@ -205,6 +252,34 @@ void row_bias(const RowBias& step) {
         const float* columns = step.columns + step.slots[image] * step.row + step.at;
         for (int64_t k = 0; k < step.features; ++k)
             step.y[image * step.features + k] = (step.bias ? step.bias[k] : 0.0f) + columns[k];
+    }
+}
+
+void layer_norm(const LayerNorm& step) {
+    const int64_t rows = step.batch * step.positions, C = step.channels;
+    [[maybe_unused]] const int threads = threads_for(step.threads, rows * C, numbers_worth_a_thread);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* x = step.x + row * C;
+        const float mean = sum_of_row(x, C, 0.0f, false) / float(C);
+        const float rstd = 1.0f / __builtin_sqrtf(sum_of_row(x, C, mean, true) / float(C) + step.eps);
+        for (int64_t c = 0; c < C; c += lanes) {
+            const int64_t count = smaller(lanes, C - c);
+            leave(step.y + row * C + c, (take(x + c, count) - all_lanes(mean)) * all_lanes(rstd), count);
+        }
+    }
+}
+
+void gated_gelu(const GatedGelu& step) {
+    const int64_t rows = step.batch * step.positions, C = step.channels;
+    [[maybe_unused]] const int threads = threads_for(step.threads, rows * C * 4, numbers_worth_a_thread);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* x = step.x + row * 2 * C;
+        for (int64_t c = 0; c < C; c += lanes) {
+            const int64_t count = smaller(lanes, C - c);
+            leave(step.y + row * C + c, take(x + c, count) * gelu(take(x + C + c, count)), count);
+        }
     }
 }
 

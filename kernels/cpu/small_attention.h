@@ -17,7 +17,7 @@ struct SmallAttention {
     const float* packed;    // [3C, C] of queries, keys, values, then [C, C] of the output, each as blocks [C][32] of 32 features, of
                             // which the last is [C][16] if no more than 16 are left
     const float* qkv_bias;  // [3C]
-    const float* out_bias;  // [C]
+    const float* out_bias;  // [C], or [B, C] where out_bias_stride is C and not 0
     const float* residual;  // [B, tokens, C], added to the result
     float* y;               // [B, tokens, C]
     int64_t batch;
@@ -25,6 +25,7 @@ struct SmallAttention {
     int64_t channels;  // C
     int64_t heads;     // a divisor of C
     int threads;
+    int64_t out_bias_stride = 0;
 };
 
 void small_attention(const SmallAttention& call);

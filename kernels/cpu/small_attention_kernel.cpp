@@ -10,6 +10,7 @@
 
 #include <cmath>
 
+#include "exponential.h"
 #include "products.h"
 #include "workspace.h"
 
@@ -17,26 +18,6 @@ namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
 constexpr int64_t products_worth_a_thread = 1 << 18;
-
-// e^x within two roundings for -87 <= x <= 0; e^-87 below, and for NaN.
-FASTCOND_INLINE Lanes exponential(const Lanes& x) {
-    const Lanes shifter = all_lanes(12582912.0f);
-    const Lanes bounded_x = bounded(x, -87.0f, 0.0f);
-    const Lanes shifted = fused(bounded_x, all_lanes(1.44269504088896341f), shifter);
-    const Lanes n = shifted - shifter;
-    // x = n ln 2 + r; ln 2 in two parts, the first with few bits. The polynomial is Cephes's for e^r, |r| <= ln(2) / 2.
-    const Lanes r = fused(n, all_lanes(-1.4286068203094172e-6f), fused(n, all_lanes(-22713.0f / 32768), bounded_x));
-    Lanes p = all_lanes(1.9875691500e-4f);
-    constexpr float coefficients[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
-    for (float coefficient : coefficients) p = fused(p, r, all_lanes(coefficient));
-    return (fused(p * r, r, r) + all_lanes(1.0f)) * power_of_two(shifted);
-}
-
-FASTCOND_INLINE Lanes larger(const Lanes& a, const Lanes& b) {
-    Lanes result;
-    FASTCOND_EACH_REGISTER(result.part[i] = maximum(a.part[i], b.part[i]))
-    return result;
-}
 
 struct Sizes {
     int64_t tokens, padded, chunks, dimension;
@@ -162,7 +143,8 @@ void project(const SmallAttention& call, const Sizes& s, int64_t image, int64_t 
     multiply_all(ColumnProduct{buffers.attended, weight, result, s.padded, width, C}, s.tokens, width);
     for (int64_t column = 0; column < width && first + column < C; column += lanes) {
         const int64_t feature = first + column, count = smaller(lanes, C - feature);
-        const Lanes bias = call.out_bias ? load_lanes(call.out_bias + feature, count) : all_lanes(0.0f);
+        const float* out_bias = call.out_bias ? call.out_bias + image * call.out_bias_stride + feature : nullptr;
+        const Lanes bias = out_bias ? load_lanes(out_bias, count) : all_lanes(0.0f);
         for (int64_t token = 0; token < s.tokens; ++token) {
             const int64_t at = (image * s.tokens + token) * C + feature;
             Lanes y = load_lanes(result + token * panel + column) + bias;
