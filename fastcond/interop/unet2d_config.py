@@ -70,36 +70,22 @@ def unet_config(
     mid_groups = found["attn_norm_num_groups"]
     try:
         return UNetConfig(
-            image_size=image_size or _image_size(found),
+            **shared_settings(found, image_size),
             num_classes=num_classes,
-            in_channels=found["in_channels"],
-            out_channels=found["out_channels"],
-            block_out_channels=tuple(found["block_out_channels"]),
-            layers_per_block=found["layers_per_block"],
-            attention_resolutions=(),
             attention_head_dim=found["attention_head_dim"],
             conditioning=_CONDITIONING[found["resnet_time_scale_shift"]],  # type: ignore[arg-type]
-            norm_num_groups=found["norm_num_groups"],
-            norm_eps=found["norm_eps"],
-            dropout=found["dropout"],
             resample=found["downsample_type"],
             resample_up=found["upsample_type"],
-            down_block_types=_block_types(found["down_block_types"], DOWN_BLOCK_TYPES, "down_block_types"),
-            up_block_types=_block_types(found["up_block_types"], UP_BLOCK_TYPES, "up_block_types"),
+            down_block_types=down_types(found, DOWN_BLOCK_TYPES[:3]),
+            up_block_types=up_types(found, UP_BLOCK_TYPES[:3]),
             mid_block=found["mid_block_type"] is not None,
             mid_attention=found["add_attention"],
             # With scale_shift and no groups of its own, diffusers' middle attention has no norm at all.
             mid_attention_norm_groups=0 if scale_shift and mid_groups is None else mid_groups,
-            mid_block_scale_factor=found["mid_block_scale_factor"],
-            downsample_padding=found["downsample_padding"],
             time_embedding=found["time_embedding_type"],
-            time_embedding_dim=found["time_embedding_dim"],
-            flip_sin_to_cos=found["flip_sin_to_cos"],
-            freq_shift=found["freq_shift"],
             num_timesteps=found["num_train_timesteps"],
             class_embedding=class_embedding,  # type: ignore[arg-type]
             has_null_label=has_null_label,
-            center_input=found["center_input_sample"],
         )
     except TypeError as error:
         raise ValueError(f"a value of the config has another type than {_CLASS}'s: {error}") from error
@@ -178,6 +164,37 @@ def _image_size(found: Mapping[str, Any]) -> tuple[int, int]:
     if size is None:
         size = max(_SIZE_OF_NONE, 2 ** (len(found["block_out_channels"]) - 1))
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def shared_settings(found: Mapping[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """What diffusers' networks have in common, as fields of `UNetConfig`."""
+    return {
+        "image_size": image_size or _image_size(found),
+        "in_channels": found["in_channels"],
+        "out_channels": found["out_channels"],
+        "block_out_channels": tuple(found["block_out_channels"]),
+        "layers_per_block": found["layers_per_block"],
+        "attention_resolutions": (),
+        "norm_num_groups": found["norm_num_groups"],
+        "norm_eps": found["norm_eps"],
+        "dropout": found["dropout"],
+        "mid_block_scale_factor": found["mid_block_scale_factor"],
+        "downsample_padding": found["downsample_padding"],
+        "time_embedding_dim": found["time_embedding_dim"],
+        "flip_sin_to_cos": found["flip_sin_to_cos"],
+        "freq_shift": found["freq_shift"],
+        "center_input": found["center_input_sample"],
+    }
+
+
+def down_types(found: Mapping[str, Any], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Blocks going down, of which all must be known."""
+    return _block_types(found["down_block_types"], known, "down_block_types")
+
+
+def up_types(found: Mapping[str, Any], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Blocks going up, of which all must be known."""
+    return _block_types(found["up_block_types"], known, "up_block_types")
 
 
 def _block_types(names: Any, known: tuple[str, ...], key: str) -> tuple[str, ...]:
