@@ -58,8 +58,8 @@ _SIGNALS: dict[str, Callable[[float], float]] = {"squaredcos_cap_v2": _cosine, "
 def alphas_cumprod_of(betas: Tensor | Sequence[float], *, rescale_zero_snr: bool = False) -> Tensor:
     """float64 [T] holding float32 values: the running product of 1 - beta.
 
-    Args: betas: float32 [T]. rescale_zero_snr: shift and scale the root so that it ends in 0 (Lin et al. 2024, algorithm 1), by way
-        of the betas, as diffusers does.
+    Args: betas: float32 [T]. rescale_zero_snr: shift and scale the root so that it ends in 0 (Lin et al. 2024, algorithm 1), by
+        way of the betas, as diffusers does.
     """
     betas = torch.as_tensor(betas, dtype=torch.float32)
     if rescale_zero_snr:

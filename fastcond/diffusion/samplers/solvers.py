@@ -1,8 +1,8 @@
 """Solvers of the probability-flow ODE and of its SDE as columns of a step table, for states of any scale.
 
 Row i goes from x = alpha_i x0 + sigma_i eps to alpha_{i+1} x0 + sigma_{i+1} eps. With s = sigma/alpha, y = x/alpha the ODE is
-dy/ds = (y - x0)/s whatever the scale alpha is: sqrt(a) where the state keeps its variance, 1 where it is y itself, EDM's c_in where
-it is what EDM's network is fed. alpha and sigma are float64 [N + 1], and a run ends in the image, (1, 0), or short of it.
+dy/ds = (y - x0)/s whatever the scale alpha is: sqrt(a) where the state keeps its variance, 1 where it is y itself, EDM's c_in
+where it is what EDM's network is fed. alpha and sigma are float64 [N + 1], and a run ends in the image, (1, 0), or short of it.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def predictor_corrector(alpha: Tensor, sigma: Tensor, corrected: Tensor) -> tupl
         predictor   y' = y + (s' - s) (y - x0)/s
         corrector   y" = y + (s' - s) [ (y - x0)/s + (y' - x0')/s' ] / 2,   x0' the prediction at (y', s')
 
-    The corrector starts again from y, which a row of a table no longer has. But y' and x0, the history h, determine y, and put in,
-    all of y and y' cancels but one y':
+    The corrector starts again from y, which a row of a table no longer has. But y' and x0, the history h, determine y, and put
+    in, all of y and y' cancels but one y':
 
         x" = x' + w (x0' - h),   w = alpha' (s - s') / (2 s')
 
