@@ -2,13 +2,17 @@
 
 from fastcond.diffusion.guidance import check_rescale, guidance_per_row, rescale_guidance
 from fastcond.diffusion.objective import diffusion_loss, loss_weights
-from fastcond.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp2m, heun
+from fastcond.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp2m, edm, heun
 from fastcond.diffusion.schedule import NoiseSchedule
-from fastcond.diffusion.step_table import StepTable
-from fastcond.diffusion.thresholding import check_percentile, dynamic_threshold
+from fastcond.diffusion.schedulers import DiffusersScheduler, from_diffusers_config, to_diffusers_config
+from fastcond.diffusion.step_table import LearnedNoise, StepTable
+from fastcond.diffusion.thresholding import DynamicThreshold, check_percentile, dynamic_threshold
 
 __all__ = [
     "SAMPLERS",
+    "DiffusersScheduler",
+    "DynamicThreshold",
+    "LearnedNoise",
     "NoiseSchedule",
     "StepTable",
     "check_percentile",
@@ -18,8 +22,11 @@ __all__ = [
     "diffusion_loss",
     "dpmpp2m",
     "dynamic_threshold",
+    "edm",
+    "from_diffusers_config",
     "guidance_per_row",
     "heun",
     "loss_weights",
     "rescale_guidance",
+    "to_diffusers_config",
 ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcond.config import DiffusionConfig
+from fastcond.diffusion.beta_schedules import SMALLEST_ALPHA, alphas_cumprod_of, betas_of
 
 _LARGEST_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: beta is clipped so that no step destroys everything
+_SETTINGS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
 _SIGNAL_LEFT = 1e-3  # above it the last timestep is not noise enough for sampling to start there
 
 
@@ -19,10 +23,12 @@ _SIGNAL_LEFT = 1e-3  # above it the last timestep is not noise enough for sampli
 class NoiseSchedule:
     """alphas_cumprod: float64 [T] on the CPU, decreasing, in [0, 1]; entry t belongs to timestep t.
 
+    settings: what makes a diffusers scheduler build this schedule, such as beta_start, where that is known; else empty.
     Raises: ValueError where alphas_cumprod is not such a vector.
     """
 
     alphas_cumprod: Tensor
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         a = self.alphas_cumprod
@@ -47,8 +53,10 @@ class NoiseSchedule:
         Source of the rescaling: Dhariwal & Nichol 2021. Warns where the last timestep still holds signal.
         """
         factor = 1000 / num_timesteps if rescale else 1.0
-        betas = torch.linspace(1e-4 * factor, 0.02 * factor, num_timesteps, dtype=torch.float64)
-        return cls._from_betas(betas.clamp(max=_LARGEST_BETA))
+        start, end = 1e-4 * factor, 0.02 * factor
+        betas = torch.linspace(start, end, num_timesteps, dtype=torch.float64)
+        settings = {"beta_schedule": "linear", "beta_start": start, "beta_end": end} if end <= _LARGEST_BETA else {}
+        return cls._from_betas(betas.clamp(max=_LARGEST_BETA), settings)
 
     @classmethod
     def cosine(cls, num_timesteps: int = 1000) -> NoiseSchedule:
@@ -58,7 +66,35 @@ class NoiseSchedule:
             return math.cos((t / num_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
 
         betas = [min(1 - f(t + 1) / f(t), _LARGEST_BETA) for t in range(num_timesteps)]
-        return cls._from_betas(torch.tensor(betas, dtype=torch.float64))
+        return cls._from_betas(torch.tensor(betas, dtype=torch.float64), {"beta_schedule": "squaredcos_cap_v2"})
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> NoiseSchedule:
+        """The alphas_cumprod of a diffusers scheduler, to the bit: its betas and their product in float32, kept in float64.
+
+        Args: config: beta_schedule ("linear" where absent; BETA_SCHEDULES has all), beta_start (1e-4), beta_end (0.02),
+            num_train_timesteps (1000), trained_betas, rescale_betas_zero_snr, whatever else it holds being left alone; of
+            a HeunDiscreteScheduler beta_start and beta_end default to 0.00085 and 0.012, as there. The solvers in sigma,
+            DPMSolverMultistepScheduler and EulerDiscreteScheduler by _class_name, end zero terminal SNR at 2^-24, not 0.
+        Raises: ValueError for an unknown beta_schedule, or trained_betas that are not num_train_timesteps numbers in [0, 1].
+        """
+        of_class = config.get("_class_name")
+        defaults = (0.00085, 0.012) if of_class == "HeunDiscreteScheduler" else (1e-4, 0.02)
+        T, trained = int(config.get("num_train_timesteps", 1000)), config.get("trained_betas")
+        settings = {key: config[key] for key in _SETTINGS if key in config}
+        if trained is None:
+            start, end = config.get("beta_start", defaults[0]), config.get("beta_end", defaults[1])
+            settings |= {"beta_start": start, "beta_end": end}
+            betas = betas_of(config.get("beta_schedule", "linear"), T, start, end)
+        else:
+            betas = torch.tensor(trained, dtype=torch.float32)
+            if betas.shape != (T,) or not bool(((betas >= 0) & (betas <= 1)).all()):
+                raise ValueError(f"trained_betas has shape {list(betas.shape)}; {T} numbers in [0, 1] are needed")
+        rescale = bool(config.get("rescale_betas_zero_snr", False))
+        a = alphas_cumprod_of(betas, rescale_zero_snr=rescale)
+        if rescale and of_class in ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler"):
+            a[-1] = SMALLEST_ALPHA
+        return cls(a, settings)
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> NoiseSchedule:
@@ -78,11 +114,12 @@ class NoiseSchedule:
             raise ValueError("a schedule of one timestep cannot be rescaled to zero terminal SNR; use more timesteps")
         root = self.alphas_cumprod.sqrt()
         root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-        return NoiseSchedule(root.square())
+        settings = {**self.settings, "rescale_betas_zero_snr": True} if self.settings else {}
+        return NoiseSchedule(root.square(), settings)
 
     @classmethod
-    def _from_betas(cls, betas: Tensor) -> NoiseSchedule:
-        schedule = cls(torch.cumprod(1 - betas, dim=0))
+    def _from_betas(cls, betas: Tensor, settings: Mapping[str, Any]) -> NoiseSchedule:
+        schedule = cls(torch.cumprod(1 - betas, dim=0), settings)
         left = float(schedule.alphas_cumprod[-1])
         if left > _SIGNAL_LEFT:
             warnings.warn(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from fastcond.config import Prediction
 from fastcond.diffusion.prediction import x_0_coefficients
-from fastcond.diffusion.samplers.spacing import Spacing, alphas_along, spaced_timesteps
+from fastcond.diffusion.samplers.solvers import multistep
+from fastcond.diffusion.samplers.spacing import Spacing, alphas_along, scales_along, spaced_timesteps
 from fastcond.diffusion.schedule import NoiseSchedule
 from fastcond.diffusion.step_table import StepTable
 
@@ -31,31 +29,7 @@ def dpmpp2m(
     Raises: ValueError for steps, prediction or spacing that do not fit.
     """
     timesteps = spaced_timesteps(schedule.num_timesteps, steps, spacing)
-    a, a_next = alphas_along(schedule, timesteps)
-    half_log_snr = (torch.log(a) - torch.log1p(-a)) / 2
-    h = half_log_snr.diff()  # of all rows but the last, whose h is infinite
-    extrapolation = torch.zeros_like(a)
-    extrapolation[1:-1] = h[1:] / (2 * h[:-1])
+    a, _ = alphas_along(schedule, timesteps)
     p_x, p_o = x_0_coefficients(prediction, a)
-    k_x, gain = first_order(a, a_next)
-    return StepTable.from_columns(
-        timesteps,
-        {
-            "p_x": p_x,
-            "p_o": p_o,
-            "c": a * 0 + clip,
-            "k_x": k_x,
-            "k_0": gain * (1 + extrapolation),
-            "k_h": -gain * extrapolation,
-        },
-    )
-
-
-def first_order(a: Tensor, a_next: Tensor) -> tuple[Tensor, Tensor]:
-    """(k_x, k_0) of x' = k_x x + k_0 x0, exact where x0 does not change along the way. float64 [N] each.
-
-    k_x = sigma'/sigma and k_0 = alpha' - alpha sigma'/sigma, which is alpha' (1 - e^-h) without its infinities.
-    Source: Lu et al. 2022, "DPM-Solver++", eq. 9 at first order; with x0 in place, DDIM (Song et al. 2021, eq. 12, eta = 0).
-    """
-    k_x = ((1 - a_next) / (1 - a)).sqrt()
-    return k_x, a_next.sqrt() - a.sqrt() * k_x
+    columns = multistep(*scales_along(schedule, timesteps))
+    return StepTable.from_columns(timesteps, {"p_x": p_x, "p_o": p_o, "c": a * 0 + clip, **columns})

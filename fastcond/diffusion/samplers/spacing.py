@@ -39,3 +39,9 @@ def alphas_along(schedule: NoiseSchedule, timesteps: Tensor) -> tuple[Tensor, Te
     """(a_t, a of the next row), float64 [N] each; after the last row comes the image, a = 1."""
     a = schedule.alphas_cumprod[timesteps]
     return a, torch.cat([a[1:], a.new_ones(1)])
+
+
+def scales_along(schedule: NoiseSchedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) = (sqrt(a), sqrt(1 - a)), float64 [N + 1] each: of every row, and of the image, (1, 0)."""
+    a = torch.cat([schedule.alphas_cumprod[timesteps], torch.ones(1, dtype=torch.float64)])
+    return a.sqrt(), (1 - a).sqrt()

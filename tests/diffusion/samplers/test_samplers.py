@@ -115,8 +115,8 @@ def test_what_does_not_fit_is_refused(sampler: Any) -> None:
 
 
 def test_options_of_one_sampler_are_checked() -> None:
-    wrong: Any = "learned"
-    with pytest.raises(ValueError, match="variance is 'learned'; choose fixed_small or fixed_large"):
+    wrong: Any = "guessed"
+    with pytest.raises(ValueError, match="variance is 'guessed'; choose one of fixed_small, fixed_small_log, fixed_large"):
         ddpm(SCHEDULE, 10, variance=wrong)
     for eta in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=f"eta is {eta}; it must lie in"):
