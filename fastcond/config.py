@@ -219,6 +219,8 @@ class DiffusionConfig:
         rescale_linear_betas: multiply linear betas by 1000/T, so that any T ends in noise (Dhariwal & Nichol 2021).
         zero_terminal_snr: rescale so that timestep T-1 is pure noise (Lin et al. 2024); needs prediction "v" or "x_0".
         prediction: "eps", "v" or "x_0".
+        scheduler: a scheduler_config.json of diffusers, which then says what the schedule is, and what "scheduler" is among the
+            samplers; the fields before are then of no account, but for num_timesteps and prediction, which repeat it.
     """
 
     schedule: Literal["linear", "cosine"] = "linear"
@@ -226,6 +228,7 @@ class DiffusionConfig:
     rescale_linear_betas: bool = True
     zero_terminal_snr: bool = False
     prediction: Prediction = "eps"
+    scheduler: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _require_choice("schedule", self.schedule, SCHEDULES)
@@ -438,6 +441,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
+    if origin is Mapping:
+        return isinstance(value, Mapping)
     if origin is tuple:
         kinds = [parts[0]] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))

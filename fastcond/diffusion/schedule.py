@@ -99,6 +99,8 @@ class NoiseSchedule:
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> NoiseSchedule:
         """The schedule that a `DiffusionConfig` describes."""
+        if config.scheduler is not None:
+            return cls.from_diffusers(config.scheduler)
         if config.schedule == "linear":
             with warnings.catch_warnings():
                 if config.zero_terminal_snr:

@@ -8,12 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcond.diffusion import SAMPLERS, NoiseSchedule, StepTable, check_percentile, check_rescale, guidance_per_row
+from fastcond.diffusion import (
+    SAMPLERS,
+    NoiseSchedule,
+    StepTable,
+    check_percentile,
+    check_rescale,
+    from_diffusers_config,
+    guidance_per_row,
+)
 from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.engine.sampling_step import SamplingStep
 from fastcond.nn import ConditionalUNet
 
 DEFAULT_BATCH_SIZE = 64
+OWN_SCHEDULER = "scheduler"  # the sampler that a model of diffusers comes with
 
 OnStep = Callable[[int, int, Tensor], None]
 
@@ -40,7 +49,8 @@ def generate(
             between two batches may or may not be seen.
         labels: N integers in 0 .. K; K is the null label, "any class".
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
-        sampler: "ddpm", "ddim", "dpmpp2m" or "heun", a function (schedule, steps, prediction=...) -> StepTable, or a StepTable.
+        sampler: "ddpm", "ddim", "dpmpp2m" or "heun", "scheduler" for the one that a model of diffusers came with, a function
+            (schedule, steps, prediction=...) -> StepTable, or a StepTable.
         steps: steps of the sampler, 1 .. T; a step is one evaluation of the network, and up to two with heun.
         seed, indices: the noise of image i is a function of (seed, indices[i]) alone, whatever the batch and the other labels
             are. Both lie in [0, 2^32); indices default to 0 .. N-1.
@@ -167,6 +177,10 @@ def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] |
     """The table that `generate` executes for this model, on the CPU."""
     if isinstance(sampler, StepTable):
         return sampler
+    if sampler == OWN_SCHEDULER:
+        if model.diffusion.scheduler is None:
+            raise ValueError(f"the model comes with no scheduler of its own; choose one of {', '.join(SAMPLERS)}")
+        sampler = from_diffusers_config(model.diffusion.scheduler).sampler
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastcond.config import UNetConfig
+from fastcond.config import UNetConfig, from_dict
 from fastcond.interop.unet2d_config import down_types, shared_settings, up_types
 
 CLASS = "UNet2DConditionModel"
@@ -91,19 +91,20 @@ def label_unet_config(
     for key, value in (("attention_head_dim", heads), ("cross_attention_dim", found["cross_attention_dim"])):
         if type(value) is not int:
             raise ValueError(f"{key} is {value!r}; one number for all blocks is needed")
-    return UNetConfig(
+    values = {
         **shared_settings(found, image_size),
-        num_classes=num_classes,
-        conditioning="label_attention",
-        attention_head_dim=None,
-        down_block_types=down_types(found, _DOWN),
-        up_block_types=up_types(found, _UP),
-        has_null_label=has_null_label,
-        label_hidden_dim=label_hidden_dim,
-        label_token_dim=found["encoder_hid_dim"],
-        label_context_dim=found["cross_attention_dim"],
-        label_attention_heads=heads,
-    )
+        "num_classes": num_classes,
+        "conditioning": "label_attention",
+        "attention_head_dim": None,
+        "down_block_types": down_types(found, _DOWN),
+        "up_block_types": up_types(found, _UP),
+        "has_null_label": has_null_label,
+        "label_hidden_dim": label_hidden_dim,
+        "label_token_dim": found["encoder_hid_dim"],
+        "label_context_dim": found["cross_attention_dim"],
+        "label_attention_heads": heads,
+    }
+    return from_dict(UNetConfig, values, "config.json")
 
 
 def unet2d_condition_config(config: UNetConfig) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastcond.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, UNetConfig
+from fastcond.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, UNetConfig, from_dict
 
-_CLASS = "UNet2DModel"
+CLASS = "UNet2DModel"
 _DEFAULTS: Mapping[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -56,9 +56,9 @@ def unet_config(
     Raises: ValueError naming the key whose value has no counterpart here, and the value.
     """
     found = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
-    class_name = config.get("_class_name", _CLASS)
-    if class_name != _CLASS:
-        raise ValueError(f"_class_name is {class_name!r}; a config of {_CLASS} is needed")
+    class_name = config.get("_class_name", CLASS)
+    if class_name != CLASS:
+        raise ValueError(f"_class_name is {class_name!r}; a config of {CLASS} is needed")
     if found["act_fn"] not in ("silu", "swish"):
         raise _unsupported("act_fn", found["act_fn"], "silu")
     if found["resnet_time_scale_shift"] not in _CONDITIONING:
@@ -68,27 +68,25 @@ def unet_config(
     class_embedding, num_classes = _class_embedding(found, has_null_label)
     scale_shift = found["resnet_time_scale_shift"] == "scale_shift"
     mid_groups = found["attn_norm_num_groups"]
-    try:
-        return UNetConfig(
-            **shared_settings(found, image_size),
-            num_classes=num_classes,
-            attention_head_dim=found["attention_head_dim"],
-            conditioning=_CONDITIONING[found["resnet_time_scale_shift"]],  # type: ignore[arg-type]
-            resample=found["downsample_type"],
-            resample_up=found["upsample_type"],
-            down_block_types=down_types(found, DOWN_BLOCK_TYPES[:3]),
-            up_block_types=up_types(found, UP_BLOCK_TYPES[:3]),
-            mid_block=found["mid_block_type"] is not None,
-            mid_attention=found["add_attention"],
-            # With scale_shift and no groups of its own, diffusers' middle attention has no norm at all.
-            mid_attention_norm_groups=0 if scale_shift and mid_groups is None else mid_groups,
-            time_embedding=found["time_embedding_type"],
-            num_timesteps=found["num_train_timesteps"],
-            class_embedding=class_embedding,  # type: ignore[arg-type]
-            has_null_label=has_null_label,
-        )
-    except TypeError as error:
-        raise ValueError(f"a value of the config has another type than {_CLASS}'s: {error}") from error
+    values = {
+        **shared_settings(found, image_size),
+        "num_classes": num_classes,
+        "attention_head_dim": found["attention_head_dim"],
+        "conditioning": _CONDITIONING[found["resnet_time_scale_shift"]],
+        "resample": found["downsample_type"],
+        "resample_up": found["upsample_type"],
+        "down_block_types": down_types(found, DOWN_BLOCK_TYPES[:3]),
+        "up_block_types": up_types(found, UP_BLOCK_TYPES[:3]),
+        "mid_block": found["mid_block_type"] is not None,
+        "mid_attention": found["add_attention"],
+        # With scale_shift and no groups of its own, diffusers' middle attention has no norm at all.
+        "mid_attention_norm_groups": 0 if scale_shift and mid_groups is None else mid_groups,
+        "time_embedding": found["time_embedding_type"],
+        "num_timesteps": found["num_train_timesteps"],
+        "class_embedding": class_embedding,
+        "has_null_label": has_null_label,
+    }
+    return from_dict(UNetConfig, values, "config.json")
 
 
 def unet2d_config(config: UNetConfig) -> dict[str, Any]:
@@ -98,12 +96,12 @@ def unet2d_config(config: UNetConfig) -> dict[str, Any]:
     """
     if config.conditioning not in _CONDITIONING.values():
         raise ValueError(
-            f"conditioning {config.conditioning!r} cannot be expressed in diffusers' {_CLASS}; it knows 'bias' and 'scale_shift'"
+            f"conditioning {config.conditioning!r} cannot be expressed in diffusers' {CLASS}; it knows 'bias' and 'scale_shift'"
         )
     if config.class_embedding_mlp:
-        raise ValueError(f"diffusers' {_CLASS} has no MLP behind its class-embedding table (class_embedding_mlp)")
+        raise ValueError(f"diffusers' {CLASS} has no MLP behind its class-embedding table (class_embedding_mlp)")
     if config.mid_attention and config.conditioning == "bias" and config.mid_attention_norm_groups == 0:
-        raise ValueError(f"diffusers' {_CLASS} always has a norm in the middle attention of conditioning 'bias'")
+        raise ValueError(f"diffusers' {CLASS} always has a norm in the middle attention of conditioning 'bias'")
     levels = range(len(config.block_out_channels))
     down = [_block_type(config, "down", level) for level in levels]
     up = [_block_type(config, "up", level) for level in reversed(levels)]
@@ -113,7 +111,7 @@ def unet2d_config(config: UNetConfig) -> dict[str, Any]:
     height, width = config.image_size
     table = config.class_embedding == "table"
     return {
-        "_class_name": _CLASS,
+        "_class_name": CLASS,
         "sample_size": height if height == width else [height, width],
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
@@ -145,7 +143,7 @@ def unet2d_config(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def _class_embedding(found: Mapping[str, Any], has_null_label: bool) -> tuple[str, int]:
+def _class_embedding(found: Mapping[str, Any], has_null_label: bool) -> tuple[str, Any]:
     """The kind, and K."""
     kind, rows = found["class_embed_type"], found["num_class_embeds"]
     if kind not in (None, "timestep", "identity"):
@@ -154,16 +152,18 @@ def _class_embedding(found: Mapping[str, Any], has_null_label: bool) -> tuple[st
         return kind, 1
     if rows is None:
         return "none", 1
+    if type(rows) is not int:
+        raise _unsupported("num_class_embeds", rows, "a number")
     if has_null_label and rows < 2:
         raise ValueError(f"num_class_embeds is {rows}; a null label and at least one class need 2")
     return "table", rows - int(has_null_label)
 
 
-def _image_size(found: Mapping[str, Any]) -> tuple[int, int]:
+def _image_size(found: Mapping[str, Any]) -> Any:
     size = found["sample_size"]
     if size is None:
-        size = max(_SIZE_OF_NONE, 2 ** (len(found["block_out_channels"]) - 1))
-    return (size, size) if isinstance(size, int) else tuple(size)
+        size = max(_SIZE_OF_NONE, 2 ** (len(found["down_block_types"]) - 1))
+    return (size, size) if isinstance(size, int) else size
 
 
 def shared_settings(found: Mapping[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def shared_settings(found: Mapping[str, Any], image_size: tuple[int, int] | None
         "image_size": image_size or _image_size(found),
         "in_channels": found["in_channels"],
         "out_channels": found["out_channels"],
-        "block_out_channels": tuple(found["block_out_channels"]),
+        "block_out_channels": found["block_out_channels"],
         "layers_per_block": found["layers_per_block"],
         "attention_resolutions": (),
         "norm_num_groups": found["norm_num_groups"],
@@ -198,7 +198,9 @@ def up_types(found: Mapping[str, Any], known: tuple[str, ...]) -> tuple[str, ...
 
 
 def _block_types(names: Any, known: tuple[str, ...], key: str) -> tuple[str, ...]:
-    names = tuple(name.removeprefix("UNetRes") for name in names)
+    if not isinstance(names, (list, tuple)):
+        raise _unsupported(key, names, "a list")
+    names = tuple(str(name).removeprefix("UNetRes") for name in names)
     for name in names:
         if name not in known:
             raise _unsupported(key, name, ", ".join(known))

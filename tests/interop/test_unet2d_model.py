@@ -151,8 +151,10 @@ def test_output_weights_and_config(name: str) -> None:
         ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types is 'SkipDownBlock2D'"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types has 1 entries for 2 levels"),
         ({"_class_name": "UNet3DModel"}, "_class_name is 'UNet3DModel'; a config of UNet2DModel is needed"),
-        ({"block_out_channels": 64}, "another type"),
-        ({"layers_per_block": "two"}, "another type"),
+        ({"block_out_channels": 64}, "block_out_channels in config.json is 64, a value of another type"),
+        ({"layers_per_block": "two"}, "layers_per_block in config.json is 'two', a value of another type"),
+        ({"down_block_types": "DownBlock2D"}, "down_block_types is 'DownBlock2D'"),
+        ({"num_class_embeds": "5"}, "num_class_embeds is '5'"),
         ({"sample_size": 7}, "image size 7x7 does not fit a network of 2 levels"),
     ],
 )

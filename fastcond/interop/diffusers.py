@@ -1,0 +1,201 @@
+"""Folders of diffusers: a model's, or a pipeline's, into a `ConditionalUNet`, and out again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fastcond.config import DiffusionConfig, UNetConfig
+from fastcond.diffusion import NoiseSchedule, from_diffusers_config, to_diffusers_config
+from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
+from fastcond.interop.unet2d_condition_config import label_unet_config, unet2d_condition_config
+from fastcond.interop.unet2d_config import CLASS, unet2d_config, unet_config
+from fastcond.interop.weights import load_into, read_file, read_folder
+from fastcond.nn import ConditionalUNet
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+LABELS_NAME = "class_labels.json"
+_LABEL_MLP_NAMES = ("emb_net.safetensors", "emb_net.pth", "emb_net.pt")
+_LABEL_MLP = "label_embedding."
+
+
+def is_diffusers_folder(path: Path) -> bool:
+    """Whether it holds a pipeline, or a model that `load_diffusers` can tell by its config."""
+    if (path / "model_index.json").is_file():
+        return True
+    config = path / "config.json"
+    return config.is_file() and '"_class_name"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def load_diffusers(
+    path: str | Path,
+    *,
+    label_mlp: str | Path | None = None,
+    null_label: bool | None = None,
+    image_size: tuple[int, int] | None = None,
+    variant: str | None = None,
+) -> ConditionalUNet:
+    """A network that diffusers has saved, in float32 and eval mode, on the CPU.
+
+    Args:
+        path: a folder with config.json and weights, or a pipeline's with model_index.json, unet/ and scheduler/.
+        label_mlp: of a `UNet2DConditionModel`, the file of the MLP that makes a token of a one-hot label; None:
+            emb_net.safetensors, .pth or .pt in the folder or beside it.
+        null_label: whether the last row of the class-embedding table (of the MLP: a row of zeros) stands for "no condition",
+            which guidance needs; None: as class_labels.json says, else not.
+        image_size: (H, W) of what is sampled; None: as the config says.
+        variant: of the weights' file, such as "fp16".
+    Returns: a `ConditionalUNet`, whose `diffusion` follows the pipeline's scheduler; of a model alone, diffusers' DDPM
+        defaults with as many timesteps as the network was told of.
+    Raises: FileNotFoundError, or ValueError naming the file and what is wrong with it. Nothing that a file holds is run.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    unet = folder / "unet" if (folder / "model_index.json").is_file() else folder
+    config = _read_json(unet / "config.json")
+    if null_label is None:
+        null_label = any(_names_null_label(place) for place in (folder / LABELS_NAME, unet / LABELS_NAME))
+    weights = read_folder(unet, variant)
+    if config.get("_class_name") == CONDITION_CLASS:
+        mlp = _read_label_mlp(_find_label_mlp(unet, label_mlp))
+        hidden, classes = mlp["linear_1.weight"].shape
+        network = label_unet_config(
+            config, num_classes=classes, label_hidden_dim=hidden, has_null_label=null_label, image_size=image_size
+        )
+        weights.update({_LABEL_MLP + name: value for name, value in mlp.items()})
+    else:
+        network = unet_config(config, has_null_label=null_label, image_size=image_size)
+    model = ConditionalUNet(network, _diffusion(folder))
+    load_into(model, weights, unet)
+    return model.requires_grad_(False).eval()
+
+
+def save_diffusers(
+    model: ConditionalUNet, path: str | Path, *, class_names: Sequence[str] | None = None, scheduler: str = "DDPMScheduler"
+) -> None:
+    """Write a pipeline folder that diffusers loads: model_index.json, unet/, scheduler/, and our class_labels.json.
+
+    Args:
+        model: one that diffusers can express: conditioning "bias", "scale_shift" or "label_attention", whose label MLP goes
+            into unet/emb_net.safetensors as the Sequential(Linear, GELU, Linear) that it is.
+        path: a folder that does not exist yet, or is empty. class_names: K of them; None: the labels as numbers.
+        scheduler: the class of diffusers that samples with it.
+    Raises: ValueError saying why, for a network that diffusers cannot express; FileExistsError.
+    """
+    folder, config = Path(path), model.config
+    label_attention = config.conditioning == "label_attention"
+    described = unet2d_condition_config(config) if label_attention else unet2d_config(config)
+    names = [str(label) for label in range(config.num_classes)] if class_names is None else list(class_names)
+    if len(names) != config.num_classes:
+        raise ValueError(f"there are {len(names)} class names for {config.num_classes} classes")
+    schedule, prediction = NoiseSchedule.from_config(model.diffusion), model.diffusion.prediction
+    settings = {} if model.diffusion.scheduler is None else dict(model.diffusion.scheduler)
+    described_scheduler = settings or to_diffusers_config(schedule, prediction, scheduler)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} already exists and is not empty; choose another place")
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    mlp = {name.removeprefix(_LABEL_MLP): weights.pop(name) for name in list(weights) if name.startswith(_LABEL_MLP)}
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    (folder / "scheduler").mkdir(exist_ok=True)
+    _save_weights(folder / "unet" / WEIGHTS_NAME, weights)
+    if mlp:
+        positions = {"linear_1": "0", "linear_2": "2"}
+        renamed = {f"{positions[name.split('.')[0]]}.{name.split('.')[1]}": value for name, value in mlp.items()}
+        _save_weights(folder / "unet" / _LABEL_MLP_NAMES[0], renamed)
+    _write_json(folder / "unet" / "config.json", described)
+    _write_json(folder / "scheduler" / "scheduler_config.json", described_scheduler)
+    _write_json(folder / LABELS_NAME, {"label2id": {name: i for i, name in enumerate(names)}, "null_class_id": _null_id(config)})
+    unet_class = CONDITION_CLASS if label_attention else CLASS
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", described_scheduler["_class_name"]],
+        "unet": ["diffusers", unet_class],
+    }
+    # Last: a folder with an index is a pipeline.
+    _write_json(folder / "model_index.json", index)
+
+
+def class_names_of(path: str | Path, num_classes: int) -> tuple[str, ...]:
+    """The names in a folder's class_labels.json, by label; numbers where there is none. Raises: ValueError for a broken file."""
+    for place in (Path(path) / LABELS_NAME, Path(path) / "unet" / LABELS_NAME):
+        if place.is_file():
+            ids = _read_json(place).get("label2id")
+            if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(num_classes), key=str):
+                raise ValueError(f"{place}: label2id must name the labels 0 to {num_classes - 1}, each once")
+            return tuple(sorted(ids, key=lambda name: ids[name]))
+    return tuple(str(label) for label in range(num_classes))
+
+
+def _null_id(config: UNetConfig) -> int | None:
+    return config.null_label if config.has_null_label else None
+
+
+def _names_null_label(path: Path) -> bool:
+    return path.is_file() and _read_json(path).get("null_class_id") is not None
+
+
+def _diffusion(folder: Path) -> DiffusionConfig:
+    """What the pipeline's scheduler says; DDPM's defaults where there is none."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config: Mapping[str, Any] = _read_json(path) if path.is_file() else {"_class_name": "DDPMScheduler"}
+    try:
+        found = from_diffusers_config(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return DiffusionConfig(num_timesteps=found.schedule.num_timesteps, prediction=found.prediction, scheduler=dict(config))
+
+
+def _find_label_mlp(unet: Path, given: str | Path | None) -> Path:
+    if given is not None:
+        return Path(given)
+    for folder in (unet, unet.parent):
+        for name in _LABEL_MLP_NAMES:
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(
+        f"{unet} is a {CONDITION_CLASS}, which is told a token; no {', '.join(_LABEL_MLP_NAMES)} is there or beside it: name the "
+        "file of the label MLP (label_mlp)"
+    )
+
+
+def _read_label_mlp(path: Path) -> dict[str, Tensor]:
+    """The two Linears of a Sequential, wherever they stand in it."""
+    weights = read_file(path)
+    layers = sorted({int(match[1]) for name in weights if (match := re.fullmatch(r"(\d+)\.(weight|bias)", name))})
+    expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    if len(layers) != 2 or set(weights) != expected:
+        raise ValueError(f"{path} holds {', '.join(sorted(weights))[:200]}; two Linears of a Sequential are needed")
+    first, second = (weights[f"{layer}.weight"] for layer in layers)
+    if first.dim() != 2 or second.dim() != 2 or second.shape[1] != first.shape[0]:
+        raise ValueError(f"{path}: weights of shapes {list(first.shape)} and {list(second.shape)} do not follow one another")
+    places = zip(("linear_1", "linear_2"), layers, strict=True)
+    return {f"{name}.{kind}": weights[f"{layer}.{kind}"] for name, layer in places for kind in ("weight", "bias")}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; the folder is not one of diffusers, or not whole")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, not an object")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    contiguous = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    safetensors.torch.save_file(contiguous, path, {"format": "pt"})
