@@ -67,6 +67,7 @@ def draw(options: argparse.Namespace) -> int:
         if value is not None and options.sampler != sampler:
             raise ValueError(f"--{flag} is a setting of {sampler}; leave it out or use --sampler {sampler}")
     given = {flag: value for flag, (_, value) in flags.items() if value is not None}
+    corrections = {"guidance_rescale": options.guidance_rescale, "dynamic_threshold": options.dynamic_threshold}
     steps = options.steps or min(_STEPS, loaded.model.diffusion.num_timesteps)
     table = step_table(loaded.model, partial(SAMPLERS[options.sampler], **given), steps)
     uses_null = options.cfg != 1.0 or len(loaded.class_names) in labels
@@ -86,6 +87,8 @@ def draw(options: argparse.Namespace) -> int:
         seed=options.seed,
         batch_size=options.batch_size,
         guidance_interval=tuple(options.cfg_interval) if options.cfg_interval else None,
+        guidance_rescale=options.guidance_rescale,
+        dynamic_threshold=options.dynamic_threshold,
     )
     folder = SampleFolder(
         Path(options.out),
@@ -97,6 +100,8 @@ def draw(options: argparse.Namespace) -> int:
             "n": options.n,
             "cfg": options.cfg,
             "cfg_interval": options.cfg_interval,
+            # Off, they are left out: a set begun before there were such flags is gone on with.
+            **{name: value for name, value in corrections.items() if value},
             "sampler": options.sampler,
             "steps": steps,
             **given,

@@ -22,10 +22,25 @@ def build_parser() -> Parser:
     parser.add_argument("--cfg", type=number, default=1.0, metavar="W", help="guidance w in u + w(c-u); 1 is off (default 1)")
     parser.add_argument(
         "--cfg-interval",
+        "--guidance-interval",
         type=number,
         nargs=2,
         metavar=("START", "STOP"),
         help="guide only in this part of the run, as fractions; 0 is the noisiest step (default 0 1)",
+    )
+    parser.add_argument(
+        "--guidance-rescale",
+        type=number,
+        default=0.0,
+        metavar="PHI",
+        help="take back the contrast that guidance adds, 0 (none, the default) to 1; 0.7 is usual; no effect with --cfg 1",
+    )
+    parser.add_argument(
+        "--dynamic-threshold",
+        type=number,
+        metavar="P",
+        help="keep strong guidance from saturating: clamp x_0 to this percentile of its size and divide by it; above 0 to 1, "
+        "such as 0.995 (default the sampler's clamp to [-1, 1])",
     )
     parser.add_argument(
         "--run", type=path, default="runs/sprites", metavar="DIR", help="the run to sample from (default runs/sprites)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,27 @@ def test_the_python_api_gives_the_same_images(run: Path, tmp_path: Path) -> None
     assert np.array_equal(images, drawn(tmp_path / "s")["images"])
 
 
+def test_guidance_flags_are_the_settings_of_the_api(run: Path, tmp_path: Path) -> None:
+    """Together, and whichever of its names the interval is given by; samples.json says so."""
+    flags = ("--label", "3", "--cfg", "6", "--n", "2", "--steps", "6", "--guidance-rescale", "0.7", "--dynamic-threshold", "1")
+    for name in ("--guidance-interval", "--cfg-interval"):
+        assert sample_here("--run", run, *flags, name, "0", "0.5", "--gif", "--out", tmp_path / name) == 0
+    expected = generate(
+        load_run(run).model,
+        [3, 3],
+        guidance=6.0,
+        steps=6,
+        guidance_interval=(0, 0.5),
+        guidance_rescale=0.7,
+        dynamic_threshold=1.0,
+    )
+    for name in ("--guidance-interval", "--cfg-interval"):
+        assert np.array_equal(drawn(tmp_path / name)["images"], expected)
+        settings = json.loads((tmp_path / name / "samples.json").read_text())
+        assert settings["cfg_interval"] == [0, 0.5]
+        assert (settings["guidance_rescale"], settings["dynamic_threshold"]) == (0.7, 1.0)
+
+
 @pytest.mark.parametrize(("sampler", "steps"), [("dpmpp2m", "10 steps"), ("heun", "10 steps (18 evaluations)")])
 def test_every_sampler_is_reported_with_what_it_costs(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sampler: str, steps: str
@@ -91,6 +113,8 @@ def test_every_sampler_is_reported_with_what_it_costs(
         ("--sampler", "ddim", "--eta", "0.5"),
         ("--variance", "fixed_large"),
         ("--cfg", "3", "--cfg-interval", "0.25", "0.75"),
+        ("--guidance-rescale", "0.7"),
+        ("--dynamic-threshold", "1"),
     ],
 )
 def test_settings_change_the_images(run: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -160,6 +184,10 @@ class TestErrors:
             (("--label", "1", "--steps", "1001"), ("1001", "1000")),
             (("--label", "1", "--sampler", "heun", "--steps", "1001"), ("1001", "1000")),
             (("--label", "1", "--cfg-interval", "0.8", "0.2"), ("0.8", "0.2")),
+            (("--label", "1", "--cfg", "2", "--guidance-rescale", "1.5"), ("guidance rescale is 1.5", "[0, 1]")),
+            (("--label", "1", "--guidance-rescale", "-0.1"), ("guidance rescale is -0.1", "[0, 1]")),
+            (("--label", "1", "--dynamic-threshold", "0"), ("dynamic threshold is 0.0", "(0, 1]")),
+            (("--label", "1", "--dynamic-threshold", "99.5"), ("dynamic threshold is 99.5", "such as 0.995")),
             (("--label", "1", "--eta", "0.5"), ("--eta", "--sampler ddim")),
             (("--label", "1", "--sampler", "ddim", "--variance", "fixed_large"), ("--variance", "--sampler ddpm")),
             (("--label", "1", "--sampler", "ddim", "--eta", "2"), ("eta is 2",)),
@@ -179,7 +207,18 @@ class TestErrors:
         assert_one_line(code, capsys, *parts)
         assert not (tmp_path / "s").exists()
 
-    @pytest.mark.parametrize("flags", [("--cfg", "high"), ("--cfg", "nan"), ("--n", "0"), ("--seed", "-1"), ("--sampler", "x")])
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ("--cfg", "high"),
+            ("--cfg", "nan"),
+            ("--n", "0"),
+            ("--seed", "-1"),
+            ("--sampler", "x"),
+            ("--guidance-rescale", "nan"),
+            ("--dynamic-threshold", "most"),
+        ],
+    )
     def test_bad_flags(self, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]) -> None:
         with pytest.raises(SystemExit) as stopped:
             sample_here("--label", "1", *flags)

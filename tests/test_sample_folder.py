@@ -224,6 +224,22 @@ class TestCommand:
         code = sample_here(*flags, "--seed", "3", "--out", tmp_path / "s", "--resume")
         assert_one_line(code, capsys, "begun with seed 0, not 3")
 
+    def test_resume_wants_the_same_guidance(
+        self, flags: tuple[str | Path, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = (*flags, "--cfg", "3", "--resume")
+        corrected = (*flags, "--guidance-rescale", "0.7", "--dynamic-threshold", "0.9", "--out", tmp_path / "corrected")
+        assert sample_here(*corrected) == 0 and sample_here(*flags, "--out", tmp_path / "plain") == 0
+        capsys.readouterr()
+        assert_one_line(sample_here(*corrected, "--guidance-rescale", "0.5"), capsys, "begun with guidance_rescale 0.7, not 0.5")
+        assert_one_line(sample_here(*corrected, "--guidance-rescale", "0"), capsys, "begun with guidance_rescale 0.7, not null")
+        code = sample_here(*flags, "--dynamic-threshold", "0.9", "--out", tmp_path / "plain")
+        assert_one_line(code, capsys, "begun with dynamic_threshold null, not 0.9")
+        # The same again is no other setting, and neither is what says that it is off.
+        assert sample_here(*corrected) == 0
+        assert sample_here(*flags, "--guidance-rescale", "0", "--out", tmp_path / "plain") == 0
+        assert "guidance_rescale" not in (tmp_path / "plain" / "samples.json").read_text()
+
     def test_the_grid_shows_the_first_rows(self, flags: tuple[str | Path, ...], tmp_path: Path) -> None:
         assert sample_here(*flags, "--n", "130", "--steps", "1", "--out", tmp_path / "s") == 0
         with Image.open(tmp_path / "s" / "grid.png") as grid:
