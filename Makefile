@@ -13,7 +13,7 @@ help:
 	@echo "make test        run all tests"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make format      let ruff format the sources"
-	@echo "make bench       time the ops against their baselines (minutes), into benchmarks/RESULTS.md"
+	@echo "make bench       time ops, networks and training against others (many minutes), into benchmarks/RESULTS.md"
 	@echo "make aot-report  compile the GPU kernels, no GPU needed: registers and traffic, into docs/aot.md"
 	@echo "make quality     train and judge the samples by an independent classifier (many minutes)"
 	@echo "make clean       remove the environment and what tools left behind; runs/ and samples/ stay"

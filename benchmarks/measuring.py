@@ -30,16 +30,24 @@ _SECONDS = 0.3  # aimed at for all rounds of a bench
 _ROUNDS = (5, 60)  # at least and at most
 
 
-def measure(benchmark: Any, op: str, case: str, way: str, run: Callable[[], Any], moved: int | None = None) -> None:
+def describe(benchmark: Any, op: str, case: str, way: str, moved: int | None = None, **figures: float) -> None:
+    """A bench's place in the report (see `measure`), and what else its row says."""
+    benchmark.group = f"{op} {case} {DEVICE.type}"
+    benchmark.extra_info.update(op=op, case=case, way=way, bytes=moved, figures=figures)
+
+
+def measure(
+    benchmark: Any, op: str, case: str, way: str, run: Callable[[], Any], moved: int | None = None, **figures: float
+) -> None:
     """Time `run`, which is called often enough for a median.
 
     Args:
         benchmark: pytest-benchmark's fixture.
         op, case, way: its place in the report.
         moved: bytes that must be read and written however it is done; None where bandwidth is not the point.
+        figures: what else was found out, by name.
     """
-    benchmark.group = f"{op} {case} {DEVICE.type}"
-    benchmark.extra_info.update(op=op, case=case, way=way, bytes=moved)
+    describe(benchmark, op, case, way, moved, **figures)
     if benchmark.disabled:
         benchmark(run)
         return

@@ -18,18 +18,16 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from benchmarks.tables import BASELINES, NETWORK_OPS, OVERHEAD, Json, losses, network_tables, overhead_table, table_of
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS, TABLE = FOLDER / "results", FOLDER / "RESULTS.md"
-BASELINES = ("reference", "eager", "compile")
-OVERHEAD = "call overhead"
 OPS = ("ada_group_norm", "diffusion_step", "norm_conv", "philox_normal", "small_attention")
-PACKAGES = ("fastcond", "torch", "triton", "numpy", "diffusers")
-Json = dict[str, Any]
+PACKAGES = ("fastcond", "torch", "triton", "numpy", "diffusers", "onnx", "onnxruntime", "openvino")
 
 INTRODUCTION = """\
-# What the ops cost
+# What ops and networks cost
 
 Written by `make bench`; not edited by hand. Medians of one run, in which each of ours first passed the parity check on the same
 shape. *GB/s* counts the bytes that must move however it is done, and *of copy* is that over the GB/s of `y.copy_(x)` on as many
@@ -38,6 +36,16 @@ bytes. The other columns are the baseline's time over ours: above 1 ours is fast
 `F.conv2d`, for `philox_normal` `torch.randn`), and *compile* is `torch.compile` of that (for `diffusion_step` and `norm_conv` of
 the same written by hand); `-` was not timed. A call finds its tensors in the caches as the call before left them. Machines
 differ and drift: compare within a row.
+
+Whole networks are beside diffusers' module (as it is, in both memory formats, and under `torch.compile`) and the runtimes that
+it is converted to, each in the fastest setting found for it, with the same weights and on as many threads; `-` was not timed or
+is not installed. The number after a time is that time over ours. *error* is the largest one against a float64 evaluation,
+relative to the largest output; what claims fp32 passed a bound on it before it was timed. *ready* is what making the network,
+converting or compiling it and one evaluation take. A guided run is DDIM from the same noise at guidance 2.5, in a process of
+its own; all runs but ours are diffusers' scheduler around the network. *cold start* is from the start of that process to its
+first images, *of it ready* the part of making the network ready, *memory* the most that the process held, and *off* how far any
+pixel of [-1, 1] lies from diffusers' images, on which fp32 passed a bound too. Outside the loop of a run we work out what
+depends on timestep and label alone, and an evaluation of ours is one inside it.
 """
 
 
@@ -62,8 +70,10 @@ def make_record(run: Json, machine: Json, versions: Json, commit: str, date: str
             if (op, case, "copy") in medians:
                 entry["percent_of_copy"] = round(100 * medians[op, case, "copy"] / median, 1)
         if way == "ours":
-            times = {name: medians.get((op, case, name)) for name in BASELINES}
-            entry["baseline_over_ours"] = {name: round(time / median, 3) for name, time in times.items() if time is not None}
+            others = [name for *same, name in medians if same == [op, case] and name != way]
+            names = others if op in NETWORK_OPS else [name for name in BASELINES if name in others]
+            entry["baseline_over_ours"] = {name: round(medians[op, case, name] / median, 3) for name in names}
+        entry |= bench["extra_info"].get("figures", {})
         benches.append(entry)
     return {"date": date, "commit": commit, "machine": machine, "versions": versions, "benches": benches}
 
@@ -100,8 +110,10 @@ def render_record(record: Json) -> str:
     if machine["without_kernel"]:
         lines.append(f"No kernel of this device, so ours is the reference: {', '.join(machine['without_kernel'])}.")
     ours = [bench for bench in benches if bench["way"] == "ours"]
-    for op in dict.fromkeys(bench["op"] for bench in ours):
+    for op in dict.fromkeys(bench["op"] for bench in ours if bench["op"] not in NETWORK_OPS):
         lines += ["", f"### {op}", "", *table_of([bench for bench in ours if bench["op"] == op])]
+    for title, table in network_tables(benches).items():
+        lines += ["", f"### {title}", "", *table]
     lines += ["", "### Slower than a baseline", "", *(losses(ours, machine["without_kernel"]) or ["None."])]
     overhead = [bench for bench in benches if bench["op"] == OVERHEAD]
     if overhead:
@@ -109,50 +121,8 @@ def render_record(record: Json) -> str:
     return "\n".join([*lines, ""])
 
 
-def table_of(ours: list[Json]) -> list[str]:
-    """One row a case of an op."""
-    lines = ["| case | ours | GB/s | of copy | " + " | ".join(BASELINES) + " |", "|---" * (4 + len(BASELINES)) + "|"]
-    for bench in ours:
-        percent = f"{bench['percent_of_copy']:.0f}%" if "percent_of_copy" in bench else "-"
-        ratios = [ratio_text(bench["baseline_over_ours"].get(name)) for name in BASELINES]
-        cells = [bench["case"], time_text(bench["median_us"]), f"{bench['gb_per_s']:.1f}", percent, *ratios]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def losses(ours: list[Json], without_kernel: list[str]) -> list[str]:
-    """One item for each case and baseline that was faster than ours, the worst first; no op loses to itself."""
-    slower = [
-        (ratio, f"- {bench['op']}, {bench['case']}: {ratio_text(ratio)} {name}")
-        for bench in ours
-        for name, ratio in bench["baseline_over_ours"].items()
-        if ratio < 1 and not (name == "reference" and bench["op"].split()[0] in without_kernel)
-    ]
-    return [line for _, line in sorted(slower)]
-
-
-def overhead_table(overhead: list[Json]) -> list[str]:
-    """One row a function, one column a kind of call; for these a bench's way is the function and its case the kind."""
-    kinds = list(dict.fromkeys(bench["case"] for bench in overhead))
-    medians = {(bench["way"], bench["case"]): bench["median_us"] for bench in overhead}
-    lines = ["| function | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
-    for function in dict.fromkeys(bench["way"] for bench in overhead):
-        cells = [f"{medians[function, kind]:.1f}" if (function, kind) in medians else "-" for kind in kinds]
-        lines.append("| " + " | ".join([function, *cells]) + " |")
-    return lines
-
-
 def threads_text(threads: int) -> str:
     return f"{threads} thread{'s' if threads != 1 else ''}"
-
-
-def time_text(microseconds: float) -> str:
-    return f"{microseconds:.0f} µs" if microseconds < 1000 else f"{microseconds / 1000:.2f} ms"
-
-
-def ratio_text(ratio: float | None) -> str:
-    """A ratio below 1 stays below 1 in print."""
-    return "-" if ratio is None else f"{ratio:.2f}×" if ratio >= 1 or ratio < 0.995 else "0.99×"
 
 
 def slug(text: str) -> str:

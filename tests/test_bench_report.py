@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, tables
 
 MACHINE = {
     "name": "toaster-2-threads",
@@ -32,6 +32,27 @@ MEDIANS: dict[tuple[str, str, str], tuple[float, int | None]] = {
     ("call overhead", "with gradient", "torch.add"): (3e-6, None),
     ("call overhead", "without gradient", "draw"): (9e-6, None),
 }
+
+
+# Of networks: two batches of which one peer has one, a run of two peers, a step that we lose.
+NETWORKS: list[tuple[str, str, str, float, dict[str, float]]] = [
+    ("network evaluation", "16x16, batch 1", "ours", 10e-3, {"relative_error": 1.23e-6, "prepare_s": 0.2}),
+    ("network evaluation", "16x16, batch 8", "ours", 40e-3, {"relative_error": 2e-6, "prepare_s": 0.34}),
+    ("network evaluation", "16x16, batch 8", "OpenVINO", 30e-3, {"relative_error": 3e-6, "prepare_s": 2.0}),
+    ("guided run", "16x16, batch 16", "ours", 2.0, {"cold_start_s": 4.44, "prepare_s": 0.1, "peak_mib": 299.6, "off": 4e-6}),
+    ("guided run", "16x16, batch 16", "diffusers", 5.0, {"cold_start_s": 9.0, "prepare_s": 4.0, "peak_mib": 500, "off": 0.0}),
+    ("training step", "tiny, batch 64", "ours", 0.1, {"prepare_s": 0.3}),
+    ("training step", "tiny, batch 64", "diffusers compiled", 0.09, {"prepare_s": 30.0}),
+]
+
+
+def run_with_networks() -> dict[str, Any]:
+    run = made_up_run()
+    for op, case, way, median, figures in NETWORKS:
+        figures = {**figures, "images_per_s": 16 / median} if op == "guided run" else figures
+        extra = {"op": op, "case": case, "way": way, "bytes": None, "figures": figures}
+        run["benchmarks"].append({"extra_info": extra, "stats": {"median": median, "data": [median]}})
+    return run
 
 
 def made_up_run() -> dict[str, Any]:
@@ -116,6 +137,46 @@ def test_overhead_has_a_table_of_its_own() -> None:
     assert " ".join(table) == expected
 
 
+def test_networks_have_tables_of_their_own() -> None:
+    record = report.make_record(run_with_networks(), MACHINE, {"torch": "9.9"}, "abc1234", "2030-01-02T03:04:05+00:00")
+    text = report.render([record])
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## Toaster, 2 threads",
+        "### norm",
+        "### step",
+        "### One evaluation of the 16x16 network",
+        "### A guided run of 50 steps, 16x16, batch 16",
+        "### One step of training",
+        "### Slower than a baseline",
+        "### Microseconds a call, on a few numbers",
+    ]
+    assert table_below(text, "One evaluation") == [
+        "| | batch 1 | batch 8 | error | ready |",
+        "|---|---|---|---|---|",
+        "| ours | 10.00 ms | 40.00 ms | 2e-06 | 0.3 s |",
+        *(f"| {name} | - | - | - | - |" for name in tables.PEER_NAMES[1:6]),
+        "| OpenVINO | - | 30.00 ms, 0.75× | 3e-06 | 2.0 s |",
+        "| OpenVINO, bf16 | - | - | - | - |",
+    ]
+    assert table_below(text, "A guided run")[2:5] == [
+        "| ours | 2000.00 ms | 8.0 | 4.4 s | 0.1 s | 300 MiB | 4e-06 |",
+        "| diffusers | 5000.00 ms, 2.50× | 3.2 | 9.0 s | 4.0 s | 500 MiB | 0e+00 |",
+        "| diffusers, channels_last | - | - | - | - | - | - |",
+    ]
+    assert table_below(text, "One step")[0] == "| | tiny, batch 64 | ready |"
+    assert table_below(text, "One step")[-1] == "| diffusers compiled | 90.00 ms, 0.90× | 30.0 s |"
+    losses = text.split("### Slower than a baseline")[1].split("###")[0].strip().splitlines()
+    assert losses == [
+        "- network evaluation, 16x16, batch 8: 0.75× OpenVINO",
+        "- norm, 8x8: 0.90× eager",
+        "- training step, tiny, batch 64: 0.90× diffusers compiled",
+    ]
+
+
+def table_below(text: str, title: str) -> list[str]:
+    return text.split(f"### {title}")[1].split("\n\n")[1].strip().splitlines()
+
+
 def test_what_no_gpu_ran_is_said_so() -> None:
     assert "nothing here has run on one" in report.render([made_up_record()])
     assert "nothing here has run on one" not in report.render([made_up_record(), made_up_record(name="gpu", gpu="Lamp 9")])
@@ -134,7 +195,7 @@ def test_the_newest_record_of_each_machine_is_shown() -> None:
     ("ratio", "text"), [(None, "-"), (3.14159, "3.14×"), (1.0, "1.00×"), (0.999, "0.99×"), (0.995, "0.99×"), (0.5, "0.50×")]
 )
 def test_a_loss_is_never_rounded_to_a_draw(ratio: float | None, text: str) -> None:
-    assert report.ratio_text(ratio) == text
+    assert tables.ratio_text(ratio) == text
 
 
 def test_a_machine_is_named_without_its_host() -> None:

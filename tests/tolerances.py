@@ -49,6 +49,12 @@ TRAJECTORY = {"atol": 2e-5, "rtol": 0.0}
 ONE_STEP = {"atol": 5e-6, "rtol": 1e-6}
 # Two float32 networks that sum the same terms in another order, relative to the largest output: depth times 6e-8.
 NETWORK_RELATIVE = 1e-5
+# A network evaluated in bf16: a rounding of 2^-9 at each of about 60 layers, which add up as their square root to 1.5% of an
+# output, and somewhere in a map to several times that. It tells a network from another one, no more.
+BF16_NETWORK_RELATIVE = 0.1
+# Images in [-1, 1] of 50 guided steps by two float32 networks that predict v: a step adds NETWORK_RELATIVE at most, times 4 by
+# guidance (2.5 + 1.5), which is 3e-4 after 50 that are independent and 2e-3 after 50 of one sign. A gray level is 8e-3.
+GUIDED_RUN = 1e-3
 # sin and cos of t f in float32, t up to 999: f is known to 1.2e-7 relatively, so the angle to 1.2e-4.
 SINUSOID = {"atol": 1.2e-4, "rtol": 0.0}
 # Float32 coefficients of size 1, used in float64: one rounding of 6e-8 each, four a row; times the rows of a run.

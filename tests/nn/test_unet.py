@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
 from fastcond.config import PRESETS, UNetConfig
 from fastcond.nn import ConditionalUNet
+from tests.support.diffusers_twin import diffusers_twin
 from tests.support.networks import perturb, small_config, small_unet
 from tests.tolerances import assert_network_close
 
@@ -21,34 +21,6 @@ def arguments(config: UNetConfig, batch: int = 3) -> tuple[torch.Tensor, torch.T
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(batch, config.in_channels, *config.image_size, generator=generator)
     return x, torch.tensor([0, 37, 999])[:batch], torch.tensor([1, 0, config.null_label])[:batch]
-
-
-def diffusers_twin(config: UNetConfig) -> Any:
-    """diffusers' UNet2DModel of the same shape."""
-    diffusers = pytest.importorskip("diffusers")
-    plain = {"conv": "{}Block2D", "resnet": "Resnet{}sampleBlock2D"}[config.resample]
-    levels = range(len(config.block_out_channels))
-    names = {
-        side: tuple(f"Attn{side}Block2D" if config.attends("down", level) else plain.format(side) for level in levels)
-        for side in ("Down", "Up")
-    }
-    return diffusers.UNet2DModel(
-        sample_size=config.image_size,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        down_block_types=names["Down"],
-        up_block_types=names["Up"][::-1],
-        downsample_type=config.resample,
-        upsample_type=config.resample,
-        attention_head_dim=config.attention_head_dim,
-        norm_num_groups=config.norm_num_groups,
-        attn_norm_num_groups=config.norm_num_groups if config.conditioning == "scale_shift" else None,
-        norm_eps=config.norm_eps,
-        resnet_time_scale_shift={"scale_shift": "scale_shift", "bias": "default"}[config.conditioning],
-        num_class_embeds=config.num_classes + 1,
-    )
 
 
 TWINS = {
@@ -65,6 +37,7 @@ TWINS = {
 @pytest.mark.parametrize("resample", ["conv", "resnet"])
 @pytest.mark.parametrize("conditioning", ["scale_shift", "bias"])
 def test_diffusers_weights_load_strictly_and_give_its_output(conditioning: str, resample: str, twin: str) -> None:
+    pytest.importorskip("diffusers")
     config = small_config(**{"conditioning": conditioning, "resample": resample, **TWINS[twin]})
     theirs = diffusers_twin(config)
     perturb(theirs)
