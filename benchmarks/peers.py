@@ -76,7 +76,11 @@ def diffusers(
 def compiled(
     network: Network, weights: dict[str, Tensor], timesteps: Tensor, labels: Tensor, threads: int, dtype: torch.dtype
 ) -> Evaluate:
-    """torch.compile for exactly these shapes."""
+    """torch.compile for exactly these shapes.
+
+    Of an evaluation at batch 8 on one core, in milliseconds and seconds to compile: 40 and 46 to 67 as it comes (in either memory
+    format), 37 and 45 with weights frozen, 35 and 130 with max_autotune too. Its caches on the disk are not used.
+    """
     torch.set_num_threads(threads)
     torch.compiler.reset()
     call = torch.compile(_Network(network.theirs(weights)), fullgraph=True, dynamic=False, options=COMPILE_OPTIONS)
@@ -85,7 +89,7 @@ def compiled(
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             return call(x, timesteps[row].expand(len(labels)), labels).float()
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.config.patch(force_disable_caches=True):
         evaluate(_example(network, labels)[0], 0)
     return evaluate
 
