@@ -132,7 +132,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 )
 def bench_guided_run(benchmark: Any, network: str, images: int, peer: str, files: dict[str, Path], tmp_path: Path) -> None:
     require(peer)
+    case = f"{network}, batch {images}"
     process = Process(peer, network, files[network], torch.get_num_threads(), tmp_path)
+    describe(benchmark, GUIDED_RUN, case, peer)
     benchmark.pedantic(process.draw, rounds=RUN_ROUNDS)
     took, drawn = process.finish()
     off = float(np.abs(drawn - images_of_diffusers(network, images)).max())
@@ -141,4 +143,4 @@ def bench_guided_run(benchmark: Any, network: str, images: int, peer: str, files
     figures = {"cold_start_s": process.cold, "off": off, **took}
     if not benchmark.disabled:
         figures["images_per_s"] = images / benchmark.stats["median"]
-    describe(benchmark, GUIDED_RUN, f"{network}, batch {images}", peer, **figures)
+    describe(benchmark, GUIDED_RUN, case, peer, **figures)

@@ -73,7 +73,7 @@ def make_record(run: Json, machine: Json, versions: Json, commit: str, date: str
             others = [name for *same, name in medians if same == [op, case] and name != way]
             names = others if op in NETWORK_OPS else [name for name in BASELINES if name in others]
             entry["baseline_over_ours"] = {name: round(medians[op, case, name] / median, 3) for name in names}
-        entry |= bench["extra_info"].get("figures", {})
+        entry |= {name: float(f"{value:.4g}") for name, value in bench["extra_info"].get("figures", {}).items()}
         benches.append(entry)
     return {"date": date, "commit": commit, "machine": machine, "versions": versions, "benches": benches}
 

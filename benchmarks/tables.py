@@ -58,6 +58,8 @@ def overhead_table(overhead: list[Json]) -> list[str]:
 
 
 def time_text(microseconds: float) -> str:
+    if microseconds >= 1e6:
+        return f"{microseconds / 1e6:.2f} s"
     return f"{microseconds:.0f} µs" if microseconds < 1000 else f"{microseconds / 1000:.2f} ms"
 
 
@@ -114,7 +116,7 @@ def run_table(benches: list[Json]) -> list[str]:
         else:
             time = beside_ours(bench["median_us"], ours, name)
             seconds = [f"{bench[key]:.1f} s" for key in ("cold_start_s", "prepare_s")]
-            cells = [time, f"{bench['images_per_s']:.1f}", *seconds, f"{bench['peak_mib']:.0f} MiB", f"{bench['off']:.0e}"]
+            cells = [time, f"{bench['images_per_s']:.3g}", *seconds, f"{bench['peak_mib']:.0f} MiB", f"{bench['off']:.0e}"]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return lines
 
