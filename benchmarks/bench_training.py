@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from benchmarks.measuring import DEVICE, compiled, measure
 from benchmarks.networks import DIFFUSION, NETWORKS, Network
 from benchmarks.tables import TRAINING, TRAINING_NAMES
-from fastcond.config import PRESETS, DataConfig, RunConfig, TrainingConfig, UNetConfig
+from fastcond.config import DataConfig, RunConfig, TrainingConfig, UNetConfig
 from fastcond.data import LabelledImages
 from fastcond.diffusion import diffusion_loss
+from fastcond.presets import PRESETS
 from fastcond.training import RunDirectory, Trainer
 from fastcond.training.batches import Batch
 from tests import tolerances

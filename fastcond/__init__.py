@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fastcond.data import LabelledImages, open_dataset
     from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm, dpmpp2m, heun
     from fastcond.engine import generate
-    from fastcond.interop import accelerate
+    from fastcond.interop import accelerate, load_diffusers, save_diffusers
     from fastcond.nn import ConditionalUNet
     from fastcond.training import Run, load_run
 
@@ -33,8 +33,10 @@ __all__ = [
     "dpmpp2m",
     "generate",
     "heun",
+    "load_diffusers",
     "load_run",
     "open_dataset",
+    "save_diffusers",
 ]
 
 _HOMES = {
@@ -42,7 +44,7 @@ _HOMES = {
     "data": ("LabelledImages", "open_dataset"),
     "diffusion": ("NoiseSchedule", "StepTable", "ddim", "ddpm", "dpmpp2m", "heun"),
     "engine": ("generate",),
-    "interop": ("accelerate",),
+    "interop": ("accelerate", "load_diffusers", "save_diffusers"),
     "nn": ("ConditionalUNet",),
     "training": ("Run", "load_run"),
 }

@@ -19,8 +19,8 @@ from fastcond.command_line import choose_device
 from fastcond.diffusion import SAMPLERS
 from fastcond.engine import generate_batches, step_table, to_uint8
 from fastcond.images import image_grid, row_name, write_gif, write_png
+from fastcond.interop.opening import open_model
 from fastcond.sample_folder import SampleFolder
-from fastcond.training import load_run
 
 ALL_NAME, NULL_NAME = "all", "null"
 _MOST_COLUMNS, _MOST_ROWS, _MOST_ROWS_A_LABEL = 10, 100, 10
@@ -60,23 +60,24 @@ def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
 
 def draw(options: argparse.Namespace) -> int:
     """Draw what the flags ask for, into a folder. Returns the exit code."""
-    loaded = load_run(options.run, step=options.checkpoint, device=choose_device(options.device))
+    loaded = open_model(options.run, step=options.checkpoint, device=choose_device(options.device))
+    network, chosen = loaded.model.config, options.sampler or loaded.sampler
     labels = choose_labels(options.label, loaded.class_names)
     flags = {"variance": ("ddpm", options.variance), "eta": ("ddim", options.eta)}
     for flag, (sampler, value) in flags.items():
-        if value is not None and options.sampler != sampler:
+        if value is not None and chosen != sampler:
             raise ValueError(f"--{flag} is a setting of {sampler}; leave it out or use --sampler {sampler}")
     given = {flag: value for flag, (_, value) in flags.items() if value is not None}
     corrections = {"guidance_rescale": options.guidance_rescale, "dynamic_threshold": options.dynamic_threshold}
     steps = options.steps or min(_STEPS, loaded.model.diffusion.num_timesteps)
-    table = step_table(loaded.model, partial(SAMPLERS[options.sampler], **given), steps)
+    table = step_table(loaded.model, partial(SAMPLERS[chosen], **given) if chosen in SAMPLERS else chosen, steps)
     uses_null = options.cfg != 1.0 or len(loaded.class_names) in labels
-    if uses_null and loaded.config.training.label_dropout == 0:
+    if uses_null and network.has_null_label and not loaded.knows_null_label:
         warnings.warn(
             "this run was trained with --label-dropout 0, so it never saw the null label that this draws with", stacklevel=1
         )
     names = [*loaded.class_names, NULL_NAME]
-    image_shape = (*loaded.config.network.image_size, loaded.config.network.out_channels)
+    image_shape = (*network.image_size, network.out_channels)
     layout = Layout(labels, options.n, names)
     each, indices = np.repeat(labels, options.n), np.tile(np.arange(options.n), len(labels))
     generate = partial(
@@ -102,7 +103,7 @@ def draw(options: argparse.Namespace) -> int:
             "cfg_interval": options.cfg_interval,
             # Off, they are left out: a set begun before there were such flags is gone on with.
             **{name: value for name, value in corrections.items() if value},
-            "sampler": options.sampler,
+            "sampler": chosen,
             "steps": steps,
             **given,
             "seed": options.seed,
@@ -142,8 +143,8 @@ def draw(options: argparse.Namespace) -> int:
     shown = ", ".join(names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
     evaluations = "" if table.num_rows == steps else f" ({table.num_rows} evaluations)"
     print(
-        f"drew {options.n} of each: {shown}; from step {loaded.step} of {options.run} "
-        f"with {options.sampler}, {steps} steps{evaluations}, cfg {options.cfg:g}: {folder.path / 'grid.png'}"
+        f"drew {options.n} of each: {shown}; from {'' if loaded.step is None else f'step {loaded.step} of '}{options.run} "
+        f"with {chosen}, {steps} steps{evaluations}, cfg {options.cfg:g}: {folder.path / 'grid.png'}"
     )
     return 0
 

@@ -43,11 +43,19 @@ def build_parser() -> Parser:
         "such as 0.995 (default the sampler's clamp to [-1, 1])",
     )
     parser.add_argument(
-        "--run", type=path, default="runs/sprites", metavar="DIR", help="the run to sample from (default runs/sprites)"
+        "--run",
+        type=path,
+        default="runs/sprites",
+        metavar="DIR",
+        help="the run, or folder of diffusers, to sample from (default runs/sprites)",
     )
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint (default the last)")
     parser.add_argument("--n", type=whole_number, default=16, help="images a label (default 16)")
-    parser.add_argument("--sampler", default="ddpm", choices=SAMPLER_NAMES, help="default ddpm")
+    parser.add_argument(
+        "--sampler",
+        choices=(*SAMPLER_NAMES, "scheduler"),
+        help="default ddpm; of a folder of diffusers the scheduler that came with it, which `scheduler` names",
+    )
     parser.add_argument(
         "--steps",
         type=whole_number,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fastcond.command_line import Parser, choose_device, image_size, importing, number, path, run, seed_number, whole_number
-from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, PRESETS, SCHEDULES, WEIGHTINGS
+from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, SCHEDULES, WEIGHTINGS
+from fastcond.presets import PRESETS
 
 PROGRAM = "python -m fastcond.train"
 with importing(PROGRAM):

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from fastcond import sample, train
+from fastcond import convert, sample, train
 from fastcond.command_line import Parser, choose_device, image_size, number, path, run, seed_number, whole_number
 
 # A flag is added or removed here on purpose, with a line in CHANGELOG.md, or not at all.
@@ -20,9 +20,10 @@ SAMPLE_FLAGS = """
 --batch-size --cfg --cfg-interval --checkpoint --device --dynamic-threshold --eta --gif --guidance-interval --guidance-rescale
 --help --label --n --out --png --resume --run --sampler --seed --steps --variance
 """.split()
+CONVERT_FLAGS = "--checkpoint --help --scheduler".split()
 
 
-@pytest.mark.parametrize(("module", "flags"), [(train, TRAIN_FLAGS), (sample, SAMPLE_FLAGS)])
+@pytest.mark.parametrize(("module", "flags"), [(train, TRAIN_FLAGS), (sample, SAMPLE_FLAGS), (convert, CONVERT_FLAGS)])
 def test_the_flags_are_frozen(module: object, flags: list[str]) -> None:
     parser = module.build_parser()  # type: ignore[attr-defined]
     found = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
@@ -31,7 +32,7 @@ def test_the_flags_are_frozen(module: object, flags: list[str]) -> None:
 
 def test_defaults_are_frozen() -> None:
     defaults = vars(sample.build_parser().parse_args(["--label", "0"]))
-    wanted = {"run": "runs/sprites", "cfg": 1.0, "n": 16, "sampler": "ddpm", "steps": None, "seed": 0, "out": "samples"}
+    wanted = {"run": "runs/sprites", "cfg": 1.0, "n": 16, "sampler": None, "steps": None, "seed": 0, "out": "samples"}
     assert {name: defaults[name] for name in wanted} == wanted
     # All that a preset or a stored run decides is None until it is given.
     given = {name for name, value in vars(train.build_parser().parse_args([])).items() if value not in (None, False)}
@@ -40,7 +41,7 @@ def test_defaults_are_frozen() -> None:
 
 def test_the_samplers_are_frozen() -> None:
     choices = {action.dest: action.choices for action in sample.build_parser()._actions}
-    assert list(choices["sampler"]) == ["ddpm", "ddim", "dpmpp2m", "heun"]
+    assert list(choices["sampler"]) == ["ddpm", "ddim", "dpmpp2m", "heun", "scheduler"]
 
 
 def test_cfg_says_what_it_is_and_that_1_is_off() -> None:

@@ -8,17 +8,8 @@ from typing import Any
 
 import pytest
 
-from fastcond.config import (
-    PRESETS,
-    DataConfig,
-    DiffusionConfig,
-    RunConfig,
-    TrainingConfig,
-    UNetConfig,
-    choose_preset,
-    from_dict,
-    to_dict,
-)
+from fastcond.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig, UNetConfig, from_dict, to_dict
+from fastcond.presets import PRESETS, choose_preset
 
 
 def run_config(preset: str = "tiny", **training: Any) -> RunConfig:

@@ -1,5 +1,27 @@
-"""Living beside other libraries: their models, made faster."""
+"""Living beside other libraries: their models, made faster, loaded and saved. What is not asked for is not imported."""
 
-from fastcond.interop.accelerate import accelerate
+from __future__ import annotations
 
-__all__ = ["accelerate"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcond.interop.accelerate import accelerate
+    from fastcond.interop.diffusers import load_diffusers, save_diffusers
+    from fastcond.interop.opening import open_model
+
+__all__ = ["accelerate", "load_diffusers", "open_model", "save_diffusers"]
+
+_HOME_OF = {"accelerate": "accelerate", "load_diffusers": "diffusers", "open_model": "opening", "save_diffusers": "diffusers"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -26,14 +26,6 @@ _LABEL_MLP_NAMES = ("emb_net.safetensors", "emb_net.pth", "emb_net.pt")
 _LABEL_MLP = "label_embedding."
 
 
-def is_diffusers_folder(path: Path) -> bool:
-    """Whether it holds a pipeline, or a model that `load_diffusers` can tell by its config."""
-    if (path / "model_index.json").is_file():
-        return True
-    config = path / "config.json"
-    return config.is_file() and '"_class_name"' in config.read_text(encoding="utf-8", errors="replace")
-
-
 def load_diffusers(
     path: str | Path,
     *,

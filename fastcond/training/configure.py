@@ -10,16 +10,9 @@ from typing import Any
 
 import torch
 
-from fastcond.config import (
-    PRESETS,
-    DataConfig,
-    DiffusionConfig,
-    RunConfig,
-    TrainingConfig,
-    UNetConfig,
-    choose_preset,
-)
+from fastcond.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig, UNetConfig
 from fastcond.data import LabelledImages
+from fastcond.presets import PRESETS, choose_preset
 
 # Flag -> field, by section of the run's config.
 NETWORK = {"conditioning": "conditioning", "dropout": "dropout"}

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from fastcond.engine import generate
-from fastcond.interop.diffusers import class_names_of, is_diffusers_folder, load_diffusers, save_diffusers
+from fastcond.interop.diffusers import class_names_of, load_diffusers, save_diffusers
+from fastcond.interop.opening import is_diffusers_folder
 from fastcond.nn import ConditionalUNet
 from tests.support.networks import perturb, small_unet
 from tests.tolerances import assert_network_close

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastcond.config import PRESETS, UNetConfig
+from fastcond.config import UNetConfig
 from fastcond.nn import ConditionalUNet
+from fastcond.presets import PRESETS
 from tests.support.diffusers_twin import diffusers_twin
 from tests.support.networks import perturb, small_config, small_unet
 from tests.tolerances import assert_network_close

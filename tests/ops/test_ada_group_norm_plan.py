@@ -8,8 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fastcond.config import PRESETS, UNetConfig
+from fastcond.config import UNetConfig
 from fastcond.ops.ada_group_norm.plan import ACCESS, SECTOR, make_plan
+from fastcond.presets import PRESETS
 
 CALLS = st.fixed_dictionaries(
     {

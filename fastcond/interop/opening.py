@@ -1,0 +1,61 @@
+"""A folder to sample from, whoever wrote it: a run of ours, or a model or pipeline of diffusers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from fastcond.nn import ConditionalUNet
+from fastcond.training import load_run
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is sampled from.
+
+    Attributes:
+        step: of the checkpoint; None where there are none. weights_sha256: tells these weights from any other.
+        knows_null_label: whether it was trained to answer the null label, which guidance compares with.
+        sampler: the default.
+    """
+
+    model: ConditionalUNet = field(repr=False)
+    class_names: tuple[str, ...]
+    step: int | None
+    weights_sha256: str
+    knows_null_label: bool
+    sampler: str
+
+
+def open_model(path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> Opened:
+    """Load a run's checkpoint `step`, by default the last, or a folder of diffusers, in eval mode.
+
+    Raises: FileNotFoundError where there is none, ValueError for one that is damaged, or whose step does not exist.
+    """
+    folder = Path(path)
+    if not is_diffusers_folder(folder):
+        run = load_run(folder, step=step, device=device)
+        knows = run.config.training.label_dropout > 0
+        return Opened(run.model, run.class_names, run.step, run.weights_sha256, knows, "ddpm")
+    if step is not None:
+        raise ValueError(f"{folder} is a folder of diffusers, which has no checkpoints; leave out --checkpoint")
+    # Only now: a run of ours does not wait for it.
+    from fastcond.interop.diffusers import class_names_of, load_diffusers
+
+    model = load_diffusers(folder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    names = class_names_of(folder, model.config.num_classes)
+    return Opened(model, names, None, digest.hexdigest(), model.config.has_null_label, "scheduler")
+
+
+def is_diffusers_folder(folder: Path) -> bool:
+    """Whether it holds a pipeline, or a model that `load_diffusers` can tell by its config."""
+    if (folder / "model_index.json").is_file():
+        return True
+    config = folder / "config.json"
+    return config.is_file() and '"_class_name"' in config.read_text(encoding="utf-8", errors="replace")
