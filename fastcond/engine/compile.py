@@ -47,14 +47,16 @@ class CompiledUNet:
         walk = Walk(own)
         for module in own.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                for parameter in module.parameters(recurse=False):
+                    memory_format = torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
+                    parameter.data = parameter.detach().to(dtype).contiguous(memory_format=memory_format)
         self.width = sum(site.width for site in walk.sites)
         # The embedding is in the table, not in the loop.
         unused = ("time_embedding", "class_embedding", "class_projection", *(site.name for site in walk.sites))
         self._own = {name: value for name, value in _tensors(own) if not name.startswith(unused)}
-        modules = dict(own.named_modules())
-        for name in filter(modules.__contains__, unused):
-            modules[name].to("meta")
+        for name, parameter in own.named_parameters():
+            if name.startswith(unused):
+                parameter.data = parameter.new_empty(0)
 
         def evaluate(x_t: Tensor, columns: Tensor) -> Tensor:
             return walk(TorchOperations(columns), x_t.to(dtype))
@@ -68,7 +70,7 @@ class CompiledUNet:
         return self._compiled is not None
 
     def fits(self, model: ConditionalUNet) -> bool:
-        """Whether `refresh` can take this model's weights: the same modules with parameters of the same shapes, where they were."""
+        """Whether `refresh` can take this model's weights: modules of the same kinds with tensors of the same shapes and place."""
         return _signature(model) == self._signature
 
     @torch.no_grad()
@@ -85,7 +87,7 @@ class CompiledUNet:
             torch._foreach_copy_(into, source)
 
     def __call__(self, x_t: Tensor, columns: Tensor) -> Tensor:
-        """x_t float32 [N, C, H, W], columns [N, all columns] -> [N, out_channels, H, W] in `dtype`, whatever autocast is in force."""
+        """x_t float32 [N, C, H, W], columns [N, all columns] -> [N, out_channels, H, W] in `dtype`, under any autocast."""
         with torch.autocast(x_t.device.type, enabled=False):
             return self._evaluate(x_t, columns)
 
@@ -93,7 +95,7 @@ class CompiledUNet:
         if self._compiled is None:
             return self._plain(x_t, columns)
         for operand in (x_t, columns):
-            torch._dynamo.maybe_mark_dynamic(operand, 0)  # type: ignore[no-untyped-call]
+            torch._dynamo.maybe_mark_dynamic(operand, 0)
         try:
             return self._compiled(x_t, columns)
         except RuntimeError as error:
@@ -119,7 +121,7 @@ def compile_walk(evaluate: Evaluate) -> Evaluate:
     isolated: dict[str, Any] = {"isolate_recompiles": True}
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         isolated = {}
-    options = {"triton.cudagraphs": False, "max_autotune": False, "freezing": False}
+    options: dict[str, Any] = {"triton.cudagraphs": False, "max_autotune": False, "freezing": False}
     return torch.compile(evaluate, fullgraph=True, dynamic=False, options=options, **isolated)
 
 

@@ -1,7 +1,7 @@
 """Rows of sampling as CUDA graphs: recorded once for a kind of batch, then one launch a row.
 
-What is recorded is a row (`SamplingStep`), twice at most: with both halves of a guided batch, and with the conditional half alone.
-The row index lies in device memory and every recording ends with adding 1 to it, so one serves all rows of all runs.
+What is recorded is a row (`SamplingStep`), twice at most: with both halves of a guided batch, and with the conditional half
+alone. The row index lies in device memory and every recording ends with adding 1 to it, so one serves all rows of all runs.
 
 Not the whole loop in one graph: that would be rows times some hundred kernels, recorded anew for every number of steps and every
 interval of guidance, and nothing could look at x_0 between two rows or stop there. What it would save is a launch a row, which
@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -150,7 +149,7 @@ class StaticRun:
         self._denoiser.load(None)
 
     def record(self, recorder: GraphRecorder) -> None:
-        """Record what the loaded batch needs and is not recorded yet. Where that fails, warn: rows are executed one by one then."""
+        """Record what the loaded batch needs and is not recorded yet. Where that fails, warn: rows are executed then."""
         for guided in sorted(set(self._guided) - set(self.recordings)):
             if self._cannot_be_recorded:
                 return

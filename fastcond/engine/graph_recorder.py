@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import torch
@@ -49,7 +49,7 @@ class CudaGraphRecorder:
             self._device = torch.device("cuda", torch.cuda.current_device())
             self._stream = torch.cuda.Stream()
         self._recordings: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def warm_up(self, work: Work) -> None:
         with torch.cuda.device(self._device):
@@ -100,7 +100,6 @@ class CudaGraphRecorder:
         try:
             graph.pool()  # known once the capture is over in every respect; then reset() gives it back
         except RuntimeError:
-            assert self._pool is not None
             index = torch.cuda.current_device()
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(index, self._pool)
