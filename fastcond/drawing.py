@@ -67,6 +67,7 @@ def draw(options: argparse.Namespace) -> int:
         if value is not None and options.sampler != sampler:
             raise ValueError(f"--{flag} is a setting of {sampler}; leave it out or use --sampler {sampler}")
     given = {flag: value for flag, (_, value) in flags.items() if value is not None}
+    drawn_with = given | ({"precision": options.precision} if options.precision is not None else {})
     steps = options.steps or min(_STEPS, loaded.model.diffusion.num_timesteps)
     table = step_table(loaded.model, partial(SAMPLERS[options.sampler], **given), steps)
     uses_null = options.cfg != 1.0 or len(loaded.class_names) in labels
@@ -86,6 +87,8 @@ def draw(options: argparse.Namespace) -> int:
         seed=options.seed,
         batch_size=options.batch_size,
         guidance_interval=tuple(options.cfg_interval) if options.cfg_interval else None,
+        precision=options.precision,
+        compile=options.compile,
     )
     folder = SampleFolder(
         Path(options.out),
@@ -99,7 +102,7 @@ def draw(options: argparse.Namespace) -> int:
             "cfg_interval": options.cfg_interval,
             "sampler": options.sampler,
             "steps": steps,
-            **given,
+            **drawn_with,
             "seed": options.seed,
         },
         labels=labels,

@@ -230,6 +230,7 @@ def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, .
         sampler="ddim",
         steps=min(_GRID_STEPS, model.diffusion.num_timesteps),
         indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
+        compile=False,  # which would take longer than the few steps
     )
     write_png(image_grid(images, _GRID_COLUMNS, [row_name(label, class_names[label]) for label in rows]), path)
 

@@ -70,7 +70,7 @@ class CompiledUNet:
         return self._compiled is not None
 
     def fits(self, model: ConditionalUNet) -> bool:
-        """Whether `refresh` can take this model's weights: modules of the same kinds with tensors of the same shapes and place."""
+        """Whether `refresh` can take this model's weights: the same kinds of modules, with tensors of the same shapes."""
         return _signature(model) == self._signature
 
     @torch.no_grad()
