@@ -17,8 +17,8 @@ TRAIN_FLAGS = """
 --warmup --weight-decay --zero-terminal-snr
 """.split()
 SAMPLE_FLAGS = """
---batch-size --cfg --cfg-interval --checkpoint --compile --device --eta --gif --help --label --n --no-compile --out --png --precision
---resume --run --sampler --seed --steps --variance
+--batch-size --cfg --cfg-interval --checkpoint --compile --device --eta --gif --help --label --n --no-compile --out --png
+--precision --resume --run --sampler --seed --steps --variance
 """.split()
 
 
