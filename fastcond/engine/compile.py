@@ -27,6 +27,8 @@ from fastcond.nn import ConditionalUNet
 
 Evaluate = Callable[[Tensor, Tensor], Tensor]
 
+_WALKED = ("conv_in.", "down_blocks.", "mid_block.", "up_blocks.", "conv_norm_out.", "conv_out.")
+
 
 class CompiledUNet:
     """(x_t, columns of a `ConditioningTable`) -> output: the inference form of a `ConditionalUNet` for a GPU.
@@ -50,12 +52,12 @@ class CompiledUNet:
                 for parameter in module.parameters(recurse=False):
                     memory_format = torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
                     parameter.data = parameter.detach().to(dtype).contiguous(memory_format=memory_format)
-        self.width = sum(site.width for site in walk.sites)
+        self.config, self.width = model.config, sum(site.width for site in walk.sites)
         # The embedding is in the table, not in the loop.
-        unused = ("time_embedding", "class_embedding", "class_projection", *(site.name for site in walk.sites))
-        self._own = {name: value for name, value in _tensors(own) if not name.startswith(unused)}
+        sites = tuple(f"{site.name}." for site in walk.sites)
+        self._own = {name: value for name, value in _tensors(own) if name.startswith(_WALKED) and not name.startswith(sites)}
         for name, parameter in own.named_parameters():
-            if name.startswith(unused):
+            if name not in self._own:
                 parameter.data = parameter.new_empty(0)
 
         def evaluate(x_t: Tensor, columns: Tensor) -> Tensor:

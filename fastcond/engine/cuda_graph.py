@@ -29,6 +29,7 @@ from fastcond.diffusion import StepTable
 from fastcond.engine.compile import CompiledUNet
 from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.engine.executor import Run, SamplingBatch, image_shape
+from fastcond.engine.frozen_unet import Ends
 from fastcond.engine.graph_recorder import CudaGraphRecorder, GraphRecorder, Recording
 from fastcond.engine.sampling_step import SamplingStep
 from fastcond.nn import ConditionalUNet
@@ -56,11 +57,11 @@ class Kind:
     dynamic_threshold: float | None
 
     @classmethod
-    def of(cls, batch: SamplingBatch, num_classes: int, entry_bytes: int) -> Kind:
-        """The kind of a batch for a network of K classes. Which labels they are, and how many, is no part of it."""
+    def of(cls, batch: SamplingBatch, largest_label: int, entry_bytes: int) -> Kind:
+        """The kind of a batch. Which labels the images have, and how many there are of them, is no part of it."""
         images = len(batch.seeds)
         rows = max(_FEWEST_ROWS, 1 << (batch.table.num_rows - 1).bit_length())
-        labels = min(images, num_classes) + 1
+        labels = min(images, largest_label) + 1
         entries = min(rows * labels, max(labels, _TABLE_BYTES // entry_bytes))
         return cls(
             images,
@@ -74,23 +75,32 @@ class Kind:
 
 
 class StaticDenoiser:
-    """A `Denoiser` over buffers that stay where they are: its calls read nothing else, and the network's weights."""
+    """A `Denoiser` over buffers that stay where they are: its calls read nothing else, and the network's weights.
+
+    Attributes: timesteps: int64 [rows], of the run that is loaded.
+    """
 
     def __init__(self, network: CompiledUNet, kind: Kind, device: torch.device) -> None:
         self._network = network
         self._columns = torch.zeros(kind.entries, network.width, device=device)
         self._offset_of_row = torch.zeros(kind.rows, dtype=torch.int64, device=device)
         self._slots = torch.zeros(2 * kind.images, dtype=torch.int64, device=device)
+        self.timesteps = torch.zeros(kind.rows, dtype=torch.int64, device=device)
+        self._ends = Ends(network.config, self.timesteps)
         self._table: ConditioningTable | None = None
         self._loaded = -1
 
-    def load(self, table: ConditioningTable | None, labels: Tensor | None = None) -> None:
-        """Take another run's table and labels, int64 [2B], ready for row 0. None lets go of the last one's."""
+    def load(self, table: ConditioningTable, timesteps: Tensor, labels: Tensor) -> None:
+        """Take another run's table, timesteps, int64 [rows], and labels, int64 [2B], ready for row 0."""
         self._table, self._loaded = table, -1
-        if table is not None and labels is not None:
-            self._slots.copy_(table.slots(labels))
-            self._offset_of_row[: table.num_rows].copy_(table.offsets())
-            self.prepare(0)
+        self._slots.copy_(table.slots(labels))
+        self._offset_of_row[: table.num_rows].copy_(table.offsets())
+        self.timesteps[: table.num_rows].copy_(timesteps)
+        self.prepare(0)
+
+    def unload(self) -> None:
+        """Let go of the table, and with it of the model."""
+        self._table = None
 
     def prepare(self, row: int) -> None:
         """Have the window of the table in place that this row reads. The host knows the row, so it waits for nothing."""
@@ -103,10 +113,11 @@ class StaticDenoiser:
 
     def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
         at = self._offset_of_row.index_select(0, row) + self._slots[: len(x_t)]
-        return self._network(x_t, self._columns.index_select(0, at))
+        return self._ends.after(self._network(self._ends.before(x_t), self._columns.index_select(0, at)), row)
 
     def static_tensors(self) -> dict[str, Tensor]:
         own = {"columns": self._columns, "offset_of_row": self._offset_of_row, "slots": self._slots}
+        own["timesteps"] = self.timesteps
         return {**own, **self._network.static_tensors()}
 
 
@@ -119,8 +130,10 @@ class StaticRun:
         self._seeds = torch.zeros(kind.images, 2, dtype=torch.int64, device=device)
         self._guidance = torch.ones(kind.images, device=device)
         self._denoiser = StaticDenoiser(network, kind, device)
-        rows = torch.zeros(kind.rows, 8, device=device), torch.zeros(kind.rows, dtype=torch.int64, device=device)
-        self._rows = StepTable(*rows, keeps_history=kind.keeps_history, draws_noise=kind.draws_noise)
+        coefficients = torch.zeros(kind.rows, 8, device=device)
+        self._rows = StepTable(
+            coefficients, self._denoiser.timesteps, keeps_history=kind.keeps_history, draws_noise=kind.draws_noise
+        )
         self._guided: Sequence[bool] = ()
         self.step = SamplingStep(
             self._denoiser,
@@ -137,16 +150,15 @@ class StaticRun:
         """Take a batch of the kind, ready for its row 0."""
         rows = batch.table.num_rows
         self._rows.coefficients[:rows].copy_(batch.table.coefficients)
-        self._rows.timesteps[:rows].copy_(batch.table.timesteps)
         self._seeds.copy_(batch.seeds)
         self._guidance.copy_(batch.guidance)
-        self._denoiser.load(table, batch.labels)
+        self._denoiser.load(table, batch.table.timesteps, batch.labels)
         self._guided = batch.guided
         self.step.start()
 
     def unload(self) -> None:
-        """Let go of what belongs to the batch, and with it of the model."""
-        self._denoiser.load(None)
+        """Let go of what belongs to the batch and is not copied."""
+        self._denoiser.unload()
 
     def record(self, recorder: GraphRecorder) -> None:
         """Record what the loaded batch needs and is not recorded yet. Where that fails, warn: rows are executed then."""
@@ -223,7 +235,7 @@ class GraphedNetwork:
             # Recordings of a former network would go on with its weights.
             self._runs.clear()
             network = self._network = CompiledUNet(model, self._dtype, compiled=self._compiled)
-        kind = Kind.of(batch, model.config.num_classes, 4 * max(1, network.width))
+        kind = Kind.of(batch, model.config.largest_label, 4 * max(1, network.width))
         if not owned:
             return StaticRun(network, kind, image_shape(model), device)
         run = self._runs.pop(kind, None) or StaticRun(network, kind, image_shape(model), device)

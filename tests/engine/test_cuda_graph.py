@@ -128,10 +128,10 @@ def test_what_is_part_of_a_recording_is_recorded_anew(
     assert recorder.recordings > 1
 
 
-def kind(images: int, table: Any, num_classes: int = 10, entry_bytes: int = 1000, **options: Any) -> Kind:
+def kind(images: int, table: Any, largest_label: int = 10, entry_bytes: int = 1000, **options: Any) -> Kind:
     labels, seeds = torch.zeros(2 * images, dtype=torch.int64), torch.zeros(images, 2, dtype=torch.int64)
     batch = SamplingBatch(table, [True] * table.num_rows, labels, seeds, torch.ones(images), **options)
-    return Kind.of(batch, num_classes, entry_bytes)
+    return Kind.of(batch, largest_label, entry_bytes)
 
 
 def test_kinds() -> None:
@@ -367,6 +367,11 @@ def test_the_callers_modes_do_not_matter(model: ConditionalUNet, recorder: Opera
         assert_same_images(draw(model, recorder=recorder, seed=4), draw(model, seed=4))
     assert recorder.recordings == 1
     assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_networks_that_scale_their_input(recorder: OperationRecorder) -> None:
+    model = small_unet(center_input=True).eval()
+    assert_same_images(draw(model, recorder=recorder), draw(model))
 
 
 def test_a_cpu_is_given_no_graphs(model: ConditionalUNet) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from tests.support.graph_double import OperationRecorder
 from tests.support.graphed import draw, graphed
 from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
 from tests.support.networks import small_unet
+from tests.tolerances import BF16_MEAN_LEVELS
 
 
 class LintingRecorder(OperationRecorder):
@@ -54,14 +56,15 @@ def test_what_is_recorded_of_every_network(conditioning: str, resample: str) -> 
     assert recorder.recordings == 1
 
 
-def test_what_is_recorded_in_bfloat16() -> None:
-    model, recorder = small_unet(), LintingRecorder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.support.graphed.graphed", partial(graphed, dtype=torch.bfloat16))
-        draw(model, [0, 1], recorder=recorder)
+def test_what_is_recorded_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, recorder = small_unet().eval(), LintingRecorder()
+    expected = draw(model, sampler="dpmpp2m")
+    monkeypatch.setattr("tests.support.graphed.graphed", partial(graphed, dtype=torch.bfloat16))
+    images = draw(model, recorder=recorder, sampler="dpmpp2m")
     assert recorder.recordings == 1
     (network,) = cuda_graph._forms_of[model].values()
     assert network._network is not None and network._network.dtype == torch.bfloat16
+    assert 0 < np.abs(images.astype(int) - expected.astype(int)).mean() < BF16_MEAN_LEVELS
 
 
 def planted_in_the_network(plant: Callable[[Tensor], Any]) -> Callable[[pytest.MonkeyPatch], None]:
