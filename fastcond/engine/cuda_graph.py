@@ -175,7 +175,6 @@ class StaticRun:
                 self._cannot_be_recorded = True
                 reason = " ".join(str(error).split())[:300]
                 warnings.warn(f"a CUDA graph could not be recorded ({reason}); sampling goes on without one", stacklevel=2)
-            self.step.start()
 
     def advance(self, row: int) -> None:
         self._denoiser.prepare(row)
@@ -213,8 +212,8 @@ class GraphedNetwork:
             # The buffers outlive the caller's mode: made in inference mode they could not be written outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 run = self._run(model, batch, owned)
-                run.load(batch, ConditioningTable(model, batch.table.timesteps, batch.labels, max_bytes=_TABLE_BYTES))
                 try:
+                    run.load(batch, ConditioningTable(model, batch.table.timesteps, batch.labels, max_bytes=_TABLE_BYTES))
                     if owned:
                         run.record(self._recorder)
                     yield run
@@ -225,7 +224,7 @@ class GraphedNetwork:
                 self._lock.release()
 
     def _run(self, model: ConditionalUNet, batch: SamplingBatch, owned: bool) -> StaticRun:
-        device = next(model.parameters()).device
+        parameter = next(model.parameters())
         if not owned:
             network = CompiledUNet(model, self._dtype, compiled=False)
         elif self._network is not None and self._network.fits(model):
@@ -235,10 +234,10 @@ class GraphedNetwork:
             # Recordings of a former network would go on with its weights.
             self._runs.clear()
             network = self._network = CompiledUNet(model, self._dtype, compiled=self._compiled)
-        kind = Kind.of(batch, model.config.largest_label, 4 * max(1, network.width))
+        kind = Kind.of(batch, model.config.largest_label, parameter.element_size() * network.width)
         if not owned:
-            return StaticRun(network, kind, image_shape(model), device)
-        run = self._runs.pop(kind, None) or StaticRun(network, kind, image_shape(model), device)
+            return StaticRun(network, kind, image_shape(model), parameter.device)
+        run = self._runs.pop(kind, None) or StaticRun(network, kind, image_shape(model), parameter.device)
         self._runs[kind] = run
         while len(self._runs) > MOST_KINDS:
             self._runs.popitem(last=False)
@@ -282,4 +281,9 @@ def graph_executor(
     return GraphExecutor(model, forms[key])
 
 
-__all__ = ["MOST_KINDS", "GraphExecutor", "GraphRecorder", "Kind", "StaticDenoiser", "StaticRun", "graph_executor"]
+def release_graphs(model: ConditionalUNet) -> None:
+    """Give back what `generate` keeps of a model on a GPU, else as long as the model: copied weights, code, recordings."""
+    _forms_of.pop(model, None)
+
+
+__all__ = ["MOST_KINDS", "GraphExecutor", "Kind", "StaticDenoiser", "StaticRun", "graph_executor", "release_graphs"]

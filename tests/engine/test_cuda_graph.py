@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fastcond.diffusion import SAMPLERS, NoiseSchedule, ddim, ddpm, dpmpp2m, heun
-from fastcond.engine import cuda_graph, generate
+from fastcond.engine import cuda_graph, generate, release_graphs
 from fastcond.engine.conditioning_table import conditioning_sites
 from fastcond.engine.cuda_graph import MOST_KINDS, Kind
 from fastcond.engine.executor import SamplingBatch
@@ -26,7 +26,7 @@ from fastcond.nn import ConditionalUNet
 from tests.support.graph_double import OperationRecorder
 from tests.support.graphed import LABELS, STEPS, as_on_a_gpu, draw
 from tests.support.networks import perturb, small_unet
-from tests.tolerances import GRAY_LEVELS
+from tests.tolerances import BF16_MEAN_LEVELS, GRAY_LEVELS
 
 GUIDANCE: dict[str, dict[str, Any]] = {
     "off": {"guidance": 1.0},
@@ -250,6 +250,30 @@ def test_all_is_released_with_the_model(recorder: OperationRecorder) -> None:
     assert not [reference for reference in kept if reference() is not None]
 
 
+def test_all_can_be_released_before(model: ConditionalUNet, recorder: OperationRecorder) -> None:
+    draw(model, recorder=recorder)
+    run = weakref.ref(next(iter(next(iter(cuda_graph._forms_of[model].values()))._runs.values())))
+    for _ in range(2):
+        release_graphs(model)
+    gc.collect()
+    assert run() is None and model not in cuda_graph._forms_of
+    assert_same_images(draw(model, recorder=recorder), draw(model))
+
+
+def test_a_batch_that_cannot_be_loaded_keeps_no_model_alive(recorder: OperationRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, row: int) -> None:
+        raise MemoryError
+
+    model = small_unet()
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(cuda_graph.StaticDenoiser, "prepare", fail)
+        draw(model, recorder=recorder)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
 @pytest.mark.parametrize("guidance", ["on", "interval"])
 @pytest.mark.parametrize("fail_at", [0, 3, 60])
 def test_where_recording_fails_rows_are_executed_and_one_line_says_so(
@@ -354,6 +378,15 @@ def test_a_table_that_does_not_fit_comes_in_windows(
         options: dict[str, Any] = {"sampler": "heun", "steps": 7}
         assert_same_images(draw(model, recorder=recorder, **options), draw(model, **options))
         assert_same_images(draw(model, [0, 0, 0, 0, 0], recorder=recorder, **options), draw(model, [0, 0, 0, 0, 0], **options))
+
+
+def test_windows_of_a_model_in_16_bits_fit_too(recorder: OperationRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the entries in the same bytes."""
+    model = small_unet().eval().bfloat16()
+    monkeypatch.setattr(cuda_graph, "_TABLE_BYTES", 8 * 4 * sum(site.width for site in conditioning_sites(model)))
+    images = draw(model, recorder=recorder, sampler="dpmpp2m", steps=50)
+    expected = draw(small_unet().eval(), sampler="dpmpp2m", steps=50)
+    assert np.abs(images.astype(int) - expected.astype(int)).mean() < BF16_MEAN_LEVELS
 
 
 def test_the_callers_modes_do_not_matter(model: ConditionalUNet, recorder: OperationRecorder) -> None:
