@@ -69,6 +69,7 @@ def draw(options: argparse.Namespace) -> int:
             raise ValueError(f"--{flag} is a setting of {sampler}; leave it out or use --sampler {sampler}")
     given = {flag: value for flag, (_, value) in flags.items() if value is not None}
     corrections = {"guidance_rescale": options.guidance_rescale, "dynamic_threshold": options.dynamic_threshold}
+    drawn_with = given | ({"precision": options.precision} if options.precision is not None else {})
     steps = options.steps or min(_STEPS, loaded.model.diffusion.num_timesteps)
     table = step_table(loaded.model, partial(SAMPLERS[chosen], **given) if chosen in SAMPLERS else chosen, steps)
     uses_null = options.cfg != 1.0 or len(loaded.class_names) in labels
@@ -90,6 +91,8 @@ def draw(options: argparse.Namespace) -> int:
         guidance_interval=tuple(options.cfg_interval) if options.cfg_interval else None,
         guidance_rescale=options.guidance_rescale,
         dynamic_threshold=options.dynamic_threshold,
+        precision=options.precision,
+        compile=options.compile,
     )
     folder = SampleFolder(
         Path(options.out),
@@ -105,7 +108,7 @@ def draw(options: argparse.Namespace) -> int:
             **{name: value for name, value in corrections.items() if value},
             "sampler": chosen,
             "steps": steps,
-            **given,
+            **drawn_with,
             "seed": options.seed,
         },
         labels=labels,

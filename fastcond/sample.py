@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from fastcond.command_line import Parser, importing, number, path, run, seed_number, whole_number
-from fastcond.config import SAMPLER_NAMES
+from fastcond.config import PRECISIONS, SAMPLER_NAMES
 
 PROGRAM = "python -m fastcond.sample"
 
@@ -81,6 +81,16 @@ def build_parser() -> Parser:
         "--png", action="store_true", help="single PNGs for more than 1,000 images too, in folders of a label and 1,000"
     )
     parser.add_argument("--gif", action="store_true", help="write denoising.gif too: the x_0 prediction, step by step")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the network; default bf16 on a GPU that has it, else fp32, the only one on a CPU",
+    )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="torch.compile the network, before the first image (default on a GPU)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     return parser
 

@@ -17,8 +17,8 @@ TRAIN_FLAGS = """
 --warmup --weight-decay --zero-terminal-snr
 """.split()
 SAMPLE_FLAGS = """
---batch-size --cfg --cfg-interval --checkpoint --device --dynamic-threshold --eta --gif --guidance-interval --guidance-rescale
---help --label --n --out --png --resume --run --sampler --seed --steps --variance
+--batch-size --cfg --cfg-interval --checkpoint --compile --device --dynamic-threshold --eta --gif --guidance-interval
+--guidance-rescale --help --label --n --no-compile --out --png --precision --resume --run --sampler --seed --steps --variance
 """.split()
 CONVERT_FLAGS = "--checkpoint --help --scheduler".split()
 

@@ -191,6 +191,8 @@ class TestErrors:
             (("--label", "1", "--eta", "0.5"), ("--eta", "--sampler ddim")),
             (("--label", "1", "--sampler", "ddim", "--variance", "fixed_large"), ("--variance", "--sampler ddpm")),
             (("--label", "1", "--sampler", "ddim", "--eta", "2"), ("eta is 2",)),
+            (("--label", "1", "--precision", "bf16", "--device", "cpu"), ("'bf16'", "on a CPU leave it out or give 'fp32'")),
+            (("--label", "1", "--compile", "--device", "cpu"), ("compile is True", "on a CPU leave it out")),
             (("--label", "1", "--checkpoint", "2"), ("step 2", "there are 3")),
             (("--label", "1", "--n", "100000000000000"), ("out of memory", "--n")),
         ],

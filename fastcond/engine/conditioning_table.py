@@ -116,11 +116,21 @@ class ConditioningTable:
         """
         if not 0 <= row < self.num_rows:
             raise ValueError(f"row is {row}; the table has rows 0 to {self.num_rows - 1}")
+        first, window = self.window(row)
+        return window[self._entry_of_row[row] - first]
+
+    def window(self, row: int) -> tuple[int, Tensor]:
+        """(its first entry, values [entries, L, all columns]) of the window that row `row`, in 0 .. N-1, lies in."""
         entry = self._entry_of_row[row]
         first = entry - entry % self._window_entries
         if first != self._first:
             self._window, self._first = self._compute(first), first
-        return self._window[entry - first]
+        return first, self._window
+
+    def offsets(self) -> Tensor:
+        """int64 [N], on the model's device: where a row's first label stands in its window, taken as [entries L, all columns]."""
+        within = [entry % self._window_entries * len(self.labels) for entry in self._entry_of_row]
+        return torch.tensor(within, device=self.labels.device)
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """(values [entries, L, all columns], entry_of_row int64 [N]) on the model's device, for a captured loop:

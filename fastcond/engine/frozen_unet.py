@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastcond.config import UNetConfig
 from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.engine.native_network import NativeNetwork, NoNativeForm, PackedWeights
 from fastcond.engine.network_walk import Walk
@@ -81,7 +82,7 @@ class _TorchDenoiser:
 
     def __init__(self, frozen: FrozenUNet, table: ConditioningTable, timesteps: Tensor, labels: Tensor) -> None:
         self._frozen, self._table, self._slots = frozen, table, table.slots(labels)
-        self._ends = _Ends(frozen.model, timesteps)
+        self._ends = Ends(frozen.model.config, timesteps)
         self._values, self._entry_of_row = table.whole() if table.is_whole else (torch.empty(0), torch.empty(0))
 
     def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
@@ -106,7 +107,7 @@ class _NativeDenoiser:
 
     def __init__(self, frozen: FrozenUNet, table: ConditioningTable, timesteps: Tensor, labels: Tensor) -> None:
         self._frozen, self._table, self._slots = frozen, table, table.slots(labels)
-        self._ends = _Ends(frozen.model, timesteps)
+        self._ends = Ends(frozen.model.config, timesteps)
 
     def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
         height, width = x_t.shape[2:]
@@ -118,11 +119,11 @@ class _NativeDenoiser:
         return {"slots": self._slots, "timesteps": self._ends.timesteps}
 
 
-class _Ends:
-    """What some networks of others do to their input and their output."""
+class Ends:
+    """What some networks of others do to their input and their output. timesteps: int64 [rows], of a run."""
 
-    def __init__(self, model: ConditionalUNet, timesteps: Tensor) -> None:
-        self.timesteps, self._config = timesteps, model.config
+    def __init__(self, config: UNetConfig, timesteps: Tensor) -> None:
+        self.timesteps, self._config = timesteps, config
 
     def before(self, x_t: Tensor) -> Tensor:
         return 2 * x_t - 1 if self._config.center_input else x_t

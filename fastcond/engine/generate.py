@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from fastcond.diffusion import (
     from_diffusers_config,
     guidance_per_row,
 )
-from fastcond.engine.frozen_unet import FrozenUNet
-from fastcond.engine.sampling_step import SamplingStep
+from fastcond.engine.compile import choose_dtype, has_c_compiler
+from fastcond.engine.cuda_graph import graph_executor
+from fastcond.engine.executor import EagerExecutor, Executor, SamplingBatch
 from fastcond.nn import ConditionalUNet
 
 DEFAULT_BATCH_SIZE = 64
@@ -40,6 +42,8 @@ def generate(
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
     dynamic_threshold: float | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    compile: bool | None = None,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
     """Draw one image a label.
@@ -60,6 +64,11 @@ def generate(
         guidance_rescale: phi in [0, 1]; with g = u + w (c - u), phi std(c)/std(g) g + (1 - phi) g takes g's place; 0 is off.
         dynamic_threshold: percentile in (0, 1] of |x_0| over an image, s = max(1, that); clamp(x_0, -s, s) / s takes the place
             of the sampler's clamp; None is off. Neither changes the cost of the network, and a row then is several ops for one.
+        precision: what the network computes in; by default "bf16" on a GPU that has it, elsewhere "fp32", the only one on a CPU.
+            Samples, coefficients, norms and the conditioning are float32 with either. With "fp32", PyTorch's settings say
+            whether a GPU may use TF32.
+        compile: whether `torch.compile` makes the network on a GPU faster, before the first image; later calls with the model
+            use it again. By default where a C compiler is found; on a CPU there is nothing to compile.
         on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32
             [B, C, H, W], which the next row overwrites).
     Returns: uint8 [N, H, W, C].
@@ -79,6 +88,8 @@ def generate(
         guidance_interval=guidance_interval,
         guidance_rescale=guidance_rescale,
         dynamic_threshold=dynamic_threshold,
+        precision=precision,
+        compile=compile,
         on_step=on_step,
     )
     images = np.empty((len(labels), *model.config.image_size, model.config.out_channels), dtype=np.uint8)
@@ -102,6 +113,8 @@ def generate_batches(
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
     dynamic_threshold: float | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    compile: bool | None = None,
     on_step: OnStep | None = None,
     start: int = 0,
 ) -> Iterator[np.ndarray]:
@@ -146,31 +159,41 @@ def generate_batches(
             f"guidance is {guidance}, but the network was trained without a null label; it can be sampled with 1 only"
         )
     scales = np.broadcast_to(scales, (count,))
-    frozen = FrozenUNet(model)
+    executor = _executor(model, precision, compile)
 
     def draw(first: int) -> np.ndarray:
         part = slice(first, first + batch_size)
-        guided = bool((scales[part] != 1.0).any())
+        any_guided = bool((scales[part] != 1.0).any())
         # Left after each batch: between two of them the caller's code runs, in the caller's modes.
         with torch.no_grad():
             own_label = torch.from_numpy(label[part]).to(device)
-            both = torch.cat([own_label, torch.full_like(own_label, config.largest_label)])
-            step = SamplingStep(
-                frozen.denoiser(table.timesteps, both),
+            batch = SamplingBatch(
                 table,
-                (config.in_channels, *config.image_size),
+                [any_guided and row_inside for row_inside in inside],
+                labels=torch.cat([own_label, torch.full_like(own_label, config.largest_label)]),
                 seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
                 guidance=torch.tensor(scales[part], device=device),
                 guidance_rescale=guidance_rescale,
                 dynamic_threshold=dynamic_threshold,
             )
-            for row, row_inside in enumerate(inside):
-                step(guided and row_inside)
-                if on_step is not None:
-                    on_step(row, first, step.x_0)
-            return to_uint8(step.x)
+            with executor.begin(batch) as run:
+                for row in range(table.num_rows):
+                    run.advance(row)
+                    if on_step is not None:
+                        on_step(row, first, run.x_0)
+                return to_uint8(run.x)
 
     return map(draw, range(start, count, batch_size))
+
+
+def _executor(model: ConditionalUNet, precision: str | None, compile: bool | None) -> Executor:
+    """What runs the model's batches: the one place that asks for the device."""
+    dtype = choose_dtype(precision, model)
+    if next(model.parameters()).device.type == "cuda":
+        return graph_executor(model, dtype, compiled=has_c_compiler() if compile is None else compile)
+    if compile:
+        raise ValueError("compile is True, which is for GPUs; on a CPU leave it out")
+    return EagerExecutor(model)
 
 
 def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] | StepTable, steps: int) -> StepTable:

@@ -100,8 +100,13 @@ class BatchSource:
 
 def _place(images: np.ndarray, device: torch.device) -> Tensor | None:
     """The images on the device where they fit; None for those that stay on the host, or as a memory map on disk."""
-    if device.type == "cuda" and images.nbytes > _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
-        return None
-    if device.type == "cpu" and isinstance(images, np.memmap):
+    if not _fits(images, device):
         return None
     return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
+
+
+def _fits(images: np.ndarray, device: torch.device) -> bool:
+    """Whether the images, one byte a value, take no more than their share of the device's memory."""
+    if device.type == "cuda":
+        return images.nbytes <= _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]
+    return not isinstance(images, np.memmap)

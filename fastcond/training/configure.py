@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from fastcond.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig, UNetConfig
 from fastcond.data import LabelledImages
+from fastcond.engine.compile import has_bf16, has_c_compiler
 from fastcond.presets import PRESETS, choose_preset
 
 # Flag -> field, by section of the run's config.
@@ -50,8 +49,8 @@ def new_config(given: Mapping[str, Any], data: LabelledImages, device: torch.dev
     name = given.get("preset") or "auto"
     preset = PRESETS[choose_preset(data.image_size, device.type) if name == "auto" else name]
     training = {**preset.training, **_fields(given, TRAINING | MACHINE)}
-    training.setdefault("precision", "bf16" if _has_bf16(device) else "fp32")
-    training.setdefault("compile", device.type == "cuda" and _has_c_compiler())
+    training.setdefault("precision", "bf16" if has_bf16(device) else "fp32")
+    training.setdefault("compile", device.type == "cuda" and has_c_compiler())
     if given.get("minutes") is not None or given.get("steps") is not None:
         training |= {"minutes": given.get("minutes"), "steps": given.get("steps")}
     return RunConfig(
@@ -129,13 +128,3 @@ def _is_of_preset(stored: RunConfig, name: str) -> bool:
 def _fields(given: Mapping[str, Any], flags: Mapping[str, str]) -> dict[str, Any]:
     """The fields whose flags were given."""
     return {field: given[flag] for flag, field in flags.items() if given.get(flag) is not None}
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; older GPUs emulate it, slower than float32."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _has_c_compiler() -> bool:
-    """torch.compile's Triton kernels are launched through a small C module that is built on the spot."""
-    return any(shutil.which(name) for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name)

@@ -88,7 +88,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
-        denoiser = torch.compile(self.model) if training.compile else self.model
+        mode = compile_mode(device.type, parts) if training.compile else None
+        self._records = mode == "reduce-overhead"
+        denoiser = self.model if mode is None else torch.compile(self.model, mode=mode)
         self.denoiser: nn.Module = self.group.wrap(denoiser)  # type: ignore[arg-type]
         schedule = NoiseSchedule.from_config(config.diffusion)
         self.alphas_cumprod = schedule.alphas_cumprod.float().to(device)
@@ -173,6 +175,8 @@ class Trainer:
         for micro in range(training.accumulation):
             first = (micro * self.group.world_size + self.group.rank) * self.micro_batch
             batch = self.batches.draw(self.step, first, self.micro_batch)
+            if self._records:
+                torch.compiler.cudagraph_mark_step_begin()
             last = micro == training.accumulation - 1
             # Gradients of all but the last micro-batch stay in this process.
             with nullcontext() if last or self.group.world_size == 1 else self.denoiser.no_sync():  # type: ignore[operator]
@@ -260,6 +264,15 @@ class Trainer:
             self._written.append(self.step)
         while len(self._written) > self.intervals.keep:
             self.directory.remove_checkpoint(self._written.pop(0))
+
+
+def compile_mode(device_type: str, parts: int) -> str:
+    """The mode of `torch.compile` for training: on a GPU "reduce-overhead", which records the network as CUDA graphs.
+
+    But not where a step is in several parts, of processes or of micro-batches: their gradients would have to outlive the replay
+    in whose memory they lie, among DistributedDataParallel's buckets or until the next micro-batch is added.
+    """
+    return "reduce-overhead" if device_type == "cuda" and parts == 1 else "default"
 
 
 def learning_rate(config: TrainingConfig, step: int, fraction: float) -> float:

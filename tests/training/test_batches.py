@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from fastcond.config import TrainingConfig
 from fastcond.data import LabelledImages
-from fastcond.training.batches import BatchSource
+from fastcond.training.batches import BatchSource, _fits
 
 CPU = torch.device("cpu")
 
@@ -128,3 +129,17 @@ def test_a_memory_map_is_read_as_the_array_is(tmp_path: Any) -> None:
     np.save(tmp_path / "images.npy", data.images)
     mapped = LabelledImages(np.load(tmp_path / "images.npy", mmap_mode="r"), data.labels, data.class_names)
     assert torch.equal(source(mapped).draw(5, 0, 8).x_0, source(data).draw(5, 0, 8).x_0)
+
+
+def test_the_images_lie_on_a_gpu_as_uint8_where_they_take_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, cuda = np.zeros((10, 8, 8, 3), dtype=np.uint8), torch.device("cuda")
+    for free, fits in ((4 * images.nbytes, True), (4 * images.nbytes - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**12))
+        assert _fits(images, cuda) is fits
+    placed = source()._images
+    assert placed is not None and placed.dtype == torch.uint8
+
+
+def test_images_on_disk_stay_there_on_a_cpu(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((10, 8, 8, 3), dtype=np.uint8))
+    assert not _fits(np.load(tmp_path / "images.npy", mmap_mode="r"), CPU) and _fits(np.load(tmp_path / "images.npy"), CPU)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import torch
 from torch import nn
@@ -25,3 +26,10 @@ def test_average_is_the_weighted_sum_and_the_model_is_untouched() -> None:
     for name, value in average.state_dict().items():
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * weights[name])
         assert torch.equal(model.state_dict()[name], weights[name])
+
+
+def test_all_parameters_are_averaged_in_one_call() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    with mock.patch.object(torch, "_foreach_lerp_", wraps=torch._foreach_lerp_) as lerp:
+        update_ema(copy.deepcopy(model), model, 0.9)
+    assert [len(call.args[0]) for call in lerp.call_args_list] == [4]

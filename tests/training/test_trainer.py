@@ -13,8 +13,9 @@ import torch
 
 from fastcond.config import TrainingConfig
 from fastcond.training import Intervals, Progress, RunDirectory
+from fastcond.training import trainer as trainer_module
 from fastcond.training.metrics import read_metrics
-from fastcond.training.trainer import Trainer, learning_rate
+from fastcond.training.trainer import Trainer, compile_mode, learning_rate
 from tests.support.tiny_runs import bright_and_dark, last_checkpoint, make_trainer, tiny_config
 
 
@@ -166,3 +167,30 @@ def test_a_budget_behind_the_run_is_refused(tmp_path: Path) -> None:
     make_trainer(tmp_path / "run").train()
     with pytest.raises(ValueError, match="--steps 5 is behind the run, which is at step 12"):
         make_trainer(tmp_path / "run", tiny_config(steps=5)).resume()
+
+
+def test_a_step_is_recorded_on_a_gpu_where_it_is_in_one_part() -> None:
+    assert compile_mode("cuda", 1) == "reduce-overhead"
+    assert {compile_mode("cuda", 2), compile_mode("cuda", 8), compile_mode("cpu", 1)} == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode", "modes"),
+    [(False, "reduce-overhead", []), (True, "default", ["default"]), (True, "reduce-overhead", ["reduce-overhead"])],
+)
+def test_the_network_is_compiled_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool, mode: str, modes: list[str]
+) -> None:
+    """Recorded steps begin where PyTorch is told so, each of them."""
+    compiled: list[str] = []
+    begun: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda model, *, mode: (compiled.append(mode), model)[1])
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(0))
+    monkeypatch.setattr(trainer_module, "compile_mode", lambda device_type, parts: mode)
+    trainer = make_trainer(tmp_path / "run", tiny_config(compile=asked, steps=3))
+    trainer.train()
+    assert compiled == modes and len(begun) == (3 if modes == ["reduce-overhead"] else 0)
+
+
+def test_the_optimiser_is_fused(tmp_path: Path) -> None:
+    assert make_trainer(tmp_path / "run").optimizer.param_groups[0]["fused"] is True
