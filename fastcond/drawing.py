@@ -78,7 +78,7 @@ def draw(options: argparse.Namespace) -> int:
             "this run was trained with --label-dropout 0, so it never saw the null label that this draws with", stacklevel=1
         )
     names = [*loaded.class_names, NULL_NAME]
-    image_shape = (*network.image_size, network.out_channels)
+    image_shape = (*network.image_size, network.in_channels)
     layout = Layout(labels, options.n, names)
     each, indices = np.repeat(labels, options.n), np.tile(np.arange(options.n), len(labels))
     generate = partial(

@@ -11,8 +11,6 @@ from torch import Tensor
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 
 _LARGEST_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2
-# What diffusers' solvers in sigma put in place of a last alphas_cumprod of 0, whose sigma is infinite: float16's smallest number.
-SMALLEST_ALPHA = 2.0**-24
 
 
 def betas_of(name: str, num_timesteps: int, beta_start: float, beta_end: float) -> Tensor:

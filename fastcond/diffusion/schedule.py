@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcond.config import DiffusionConfig
-from fastcond.diffusion.beta_schedules import SMALLEST_ALPHA, alphas_cumprod_of, betas_of
+from fastcond.diffusion.beta_schedules import alphas_cumprod_of, betas_of
 
 _LARGEST_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: beta is clipped so that no step destroys everything
 _SETTINGS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
@@ -74,12 +74,10 @@ class NoiseSchedule:
 
         Args: config: beta_schedule ("linear" where absent; BETA_SCHEDULES has all), beta_start (1e-4), beta_end (0.02),
             num_train_timesteps (1000), trained_betas, rescale_betas_zero_snr, whatever else it holds being left alone; of
-            a HeunDiscreteScheduler beta_start and beta_end default to 0.00085 and 0.012, as there. The solvers in sigma,
-            DPMSolverMultistepScheduler and EulerDiscreteScheduler by _class_name, end zero terminal SNR at 2^-24, not 0.
+            a HeunDiscreteScheduler, by _class_name, beta_start and beta_end default to 0.00085 and 0.012, as there.
         Raises: ValueError for an unknown beta_schedule, or trained_betas that are not num_train_timesteps numbers in [0, 1].
         """
-        of_class = config.get("_class_name")
-        defaults = (0.00085, 0.012) if of_class == "HeunDiscreteScheduler" else (1e-4, 0.02)
+        defaults = (0.00085, 0.012) if config.get("_class_name") == "HeunDiscreteScheduler" else (1e-4, 0.02)
         T, trained = int(config.get("num_train_timesteps", 1000)), config.get("trained_betas")
         settings = {key: config[key] for key in _SETTINGS if key in config}
         if trained is None:
@@ -92,8 +90,6 @@ class NoiseSchedule:
                 raise ValueError(f"trained_betas has shape {list(betas.shape)}; {T} numbers in [0, 1] are needed")
         rescale = bool(config.get("rescale_betas_zero_snr", False))
         a = alphas_cumprod_of(betas, rescale_zero_snr=rescale)
-        if rescale and of_class in ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler"):
-            a[-1] = SMALLEST_ALPHA
         return cls(a, settings)
 
     @classmethod

@@ -56,7 +56,7 @@ class ConditioningTable:
 
     Args:
         model: the network; it is read when a window is computed, and not changed.
-        timesteps: int64 [N], of a `StepTable`'s rows, on any device. Rows of one timestep share their entry.
+        timesteps: int64 or float32 [N], of a `StepTable`'s rows, on any device. Rows of one timestep share their entry.
         labels: int64 [B], on any device, in 0 .. K; repeated ones share their entry.
         max_bytes: of the table held at a time. Where all rows do not fit, a window of them is computed when a row outside the
             present one is asked for, so rows are best asked for in order.
@@ -68,7 +68,8 @@ class ConditioningTable:
 
     def __init__(self, model: ConditionalUNet, timesteps: Tensor, labels: Tensor, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         for name, value in (("timesteps", timesteps), ("labels", labels)):
-            if value.dtype != torch.int64 or value.dim() != 1 or len(value) == 0:
+            fits = value.dtype == torch.int64 or (name == "timesteps" and value.dtype == torch.float32)
+            if not fits or value.dim() != 1 or len(value) == 0:
                 raise ValueError(f"{name} is {value.dtype} {list(value.shape)}; int64 [N], N at least 1, is needed")
         if model.config.class_embedding == "identity":
             raise ValueError("the network takes vectors for labels (class_embedding 'identity'), which no table can list")

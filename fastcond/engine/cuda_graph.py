@@ -28,7 +28,7 @@ from torch import Tensor
 from fastcond.diffusion import StepTable
 from fastcond.engine.compile import CompiledUNet
 from fastcond.engine.conditioning_table import ConditioningTable
-from fastcond.engine.executor import Run, SamplingBatch, image_shape
+from fastcond.engine.executor import EagerExecutor, Run, SamplingBatch, image_shape
 from fastcond.engine.frozen_unet import Ends
 from fastcond.engine.graph_recorder import CudaGraphRecorder, GraphRecorder, Recording
 from fastcond.engine.sampling_step import SamplingStep
@@ -252,7 +252,9 @@ class GraphExecutor:
 
     @contextmanager
     def begin(self, batch: SamplingBatch) -> Iterator[Run]:
-        with self._graphed.begin(self._model, batch) as run:
+        # What follows diffusers to the noise, or takes its noise's size from the network, has no buffers to be recorded over.
+        begun = self._graphed.begin(self._model, batch) if batch.is_plain else EagerExecutor(self._model).begin(batch)
+        with begun as run:
             yield run
 
 

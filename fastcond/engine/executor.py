@@ -12,6 +12,7 @@ from torch import Tensor
 from fastcond.diffusion import StepTable
 from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.engine.sampling_step import SamplingStep
+from fastcond.engine.torch_noise import TorchNoise
 from fastcond.nn import ConditionalUNet
 
 
@@ -23,7 +24,7 @@ class SamplingBatch:
         table: the sampler's rows. guided: whether each of them computes both halves.
         labels: int64 [2B], those without a condition second.
         seeds: int64 [B, 2], (run seed, image index). guidance: float32 [B], w of each image.
-        guidance_rescale, dynamic_threshold: as `generate`'s.
+        guidance_rescale, dynamic_threshold: as `generate`'s. noise: where it is not philox's.
     """
 
     table: StepTable
@@ -33,6 +34,14 @@ class SamplingBatch:
     guidance: Tensor
     guidance_rescale: float = 0.0
     dynamic_threshold: float | None = None
+    noise: TorchNoise | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a row is a function of the table's coefficients, and a run begins with philox's normals."""
+        table = self.table
+        composed = table.threshold is not None or table.learned_noise is not None
+        return not composed and self.noise is None and table.initial_scale == 1 and not table.timesteps.is_floating_point()
 
 
 class Run(Protocol):
@@ -73,16 +82,19 @@ class EagerExecutor:
             guidance=batch.guidance,
             guidance_rescale=batch.guidance_rescale,
             dynamic_threshold=batch.dynamic_threshold,
+            noise=None if batch.noise is None else batch.noise.current,
         )
-        yield _EagerRun(step, batch.guided)
+        yield _EagerRun(step, batch.guided, batch.noise)
 
 
 class _EagerRun:
-    def __init__(self, step: SamplingStep, guided: Sequence[bool]) -> None:
-        self._step, self._guided = step, guided
+    def __init__(self, step: SamplingStep, guided: Sequence[bool], noise: TorchNoise | None) -> None:
+        self._step, self._guided, self._noise = step, guided, noise
         self.x, self.x_0 = step.x, step.x_0
 
     def advance(self, row: int) -> None:
+        if self._noise is not None:
+            self._noise.before_row(row)
         self._step(self._guided[row])
 
 

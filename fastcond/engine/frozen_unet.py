@@ -65,7 +65,7 @@ class FrozenUNet:
         return self._networks[height, width]
 
     def denoiser(self, timesteps: Tensor, labels: Tensor) -> Denoiser:
-        """For a run's timesteps, int64 [rows], and its images' labels, int64 [N] in 0 .. K."""
+        """For a run's timesteps, int64 or float32 [rows], and its images' labels, int64 [N] in 0 .. K."""
         table = ConditioningTable(self.model, timesteps, labels)
         kind = _TorchDenoiser if self._library is None else _NativeDenoiser
         return kind(self, table, timesteps, labels)

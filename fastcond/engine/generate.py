@@ -21,6 +21,7 @@ from fastcond.diffusion import (
 from fastcond.engine.compile import choose_dtype, has_c_compiler
 from fastcond.engine.cuda_graph import graph_executor
 from fastcond.engine.executor import EagerExecutor, Executor, SamplingBatch
+from fastcond.engine.torch_noise import Rng, TorchNoise, generators
 from fastcond.nn import ConditionalUNet
 
 DEFAULT_BATCH_SIZE = 64
@@ -44,6 +45,7 @@ def generate(
     dynamic_threshold: float | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     compile: bool | None = None,
+    rng: Rng = "philox",
     on_step: OnStep | None = None,
 ) -> np.ndarray:
     """Draw one image a label.
@@ -69,6 +71,10 @@ def generate(
             whether a GPU may use TF32.
         compile: whether `torch.compile` makes the network on a GPU faster, before the first image; later calls with the model
             use it again. By default where a C compiler is found; on a CPU there is nothing to compile.
+        rng: where the noise comes from. "philox": as above. "torch": torch.Generator().manual_seed(seed), drawn from as
+            diffusers' pipelines do, a batch together, so that the images are those of such a pipeline and depend on batch_size.
+            A torch.Generator, or a list with one an image, is used in its place. indices then do nothing, and a GPU executes row
+            by row in the model's own precision.
         on_step: called after each row with (row, index in labels of the batch's first image, x_0 prediction float32
             [B, C, H, W], which the next row overwrites).
     Returns: uint8 [N, H, W, C].
@@ -90,9 +96,10 @@ def generate(
         dynamic_threshold=dynamic_threshold,
         precision=precision,
         compile=compile,
+        rng=rng,
         on_step=on_step,
     )
-    images = np.empty((len(labels), *model.config.image_size, model.config.out_channels), dtype=np.uint8)
+    images = np.empty((len(labels), *model.config.image_size, model.config.in_channels), dtype=np.uint8)
     first = 0
     for batch in batches:
         images[first : first + len(batch)] = batch
@@ -115,6 +122,7 @@ def generate_batches(
     dynamic_threshold: float | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     compile: bool | None = None,
+    rng: Rng = "philox",
     on_step: OnStep | None = None,
     start: int = 0,
 ) -> Iterator[np.ndarray]:
@@ -125,8 +133,9 @@ def generate_batches(
     Raises: ValueError at the call, not at the first batch.
     """
     config = model.config
-    if config.in_channels != config.out_channels:
-        raise ValueError(f"the network maps {config.in_channels} to {config.out_channels} channels; sampling needs equal numbers")
+    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+        found = f"the network maps {config.in_channels} to {config.out_channels} channels"
+        raise ValueError(f"{found}; sampling needs equal numbers, or twice as many with a learned variance")
     label = _integers("labels", labels, config.largest_label)
     count = len(label)
     index = np.arange(count) if indices is None else _integers("indices", indices, 2**32 - 1)
@@ -141,12 +150,20 @@ def generate_batches(
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}; it must be at least 1")
 
+    drawn_from = generators(rng, count, seed)
+    if isinstance(drawn_from, torch.Generator) and start:
+        found = f"start is {start}, and one torch.Generator draws the first images' noise first"
+        raise ValueError(f"{found}; use rng philox or a list of generators")
     check_rescale(guidance_rescale)
     if dynamic_threshold is not None:
         check_percentile(dynamic_threshold)
 
     device = next(model.parameters()).device
     table = step_table(model, sampler, steps).to(device)
+    if table.learned_noise is not None and config.out_channels == config.in_channels:
+        found = f"the network has {config.out_channels} channels, none for the sampler's learned variance"
+        raise ValueError(f"{found}; use fixed_small or fixed_large")
+    noisy_rows = table.noisy_rows()
     # Rows where even an image of scale 2 would be unguided need no unconditional half at all.
     # Rows of one timestep go together: an interval is one of noise.
     visits, visit_of_row = table.timesteps.unique_consecutive(return_inverse=True)
@@ -167,6 +184,11 @@ def generate_batches(
         # Left after each batch: between two of them the caller's code runs, in the caller's modes.
         with torch.no_grad():
             own_label = torch.from_numpy(label[part]).to(device)
+            noise = None
+            if drawn_from is not None:
+                own = drawn_from if isinstance(drawn_from, torch.Generator) else drawn_from[part]
+                shape = (len(own_label), config.in_channels, *config.image_size)
+                noise = TorchNoise(own, shape, noisy_rows, next(model.parameters()).dtype, device)
             batch = SamplingBatch(
                 table,
                 [any_guided and row_inside for row_inside in inside],
@@ -175,6 +197,7 @@ def generate_batches(
                 guidance=torch.tensor(scales[part], device=device),
                 guidance_rescale=guidance_rescale,
                 dynamic_threshold=dynamic_threshold,
+                noise=noise,
             )
             with executor.begin(batch) as run:
                 for row in range(table.num_rows):

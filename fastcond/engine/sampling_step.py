@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcond.diffusion import StepTable
-from fastcond.engine.composed_step import composed_step
+from fastcond.engine.composed_step import composed_step, needs_composition
 from fastcond.engine.frozen_unet import Denoiser
 from fastcond.ops import diffusion_step, philox_normal
 from fastcond.ops.philox import INITIAL_NOISE
@@ -26,6 +26,7 @@ class SamplingStep:
         denoiser: of 2B images, those without a condition second. table: on the model's device.
         image_shape: (C, H, W). seeds: int64 [B, 2], (run seed, image index). guidance: float32 [B], w of each image.
         guidance_rescale, dynamic_threshold: as `composed_step`'s; without them a row is one fused op.
+        noise: float32 [B, C, H, W], read by `start` and by each row, where it is not philox's; the caller fills it in between.
     Attributes:
         x: float32 [B, C, H, W], the sample; x_0: the same of the last prediction, which is also the history.
         row: int64 [1], the row that the next call executes.
@@ -41,11 +42,13 @@ class SamplingStep:
         guidance: Tensor,
         guidance_rescale: float = 0.0,
         dynamic_threshold: float | None = None,
+        noise: Tensor | None = None,
     ) -> None:
         self._denoiser, self._table = denoiser, table
         self._advance: Callable[..., Any] = diffusion_step
-        if guidance_rescale or dynamic_threshold is not None:
-            self._advance = partial(composed_step, guidance_rescale=guidance_rescale, percentile=dynamic_threshold)
+        self._noise = noise
+        if guidance_rescale or dynamic_threshold is not None or noise is not None or needs_composition(table):
+            self._advance = partial(composed_step, guidance_rescale=guidance_rescale, percentile=dynamic_threshold, noise=noise)
         self._seeds, self._guidance = seeds, guidance
         batch = len(seeds)
         # Both halves of the guided batch live in one buffer, which every step fills anew; x is its first half.
@@ -57,7 +60,9 @@ class SamplingStep:
 
     def start(self) -> None:
         """Noise in x, nothing in the history, row 0."""
-        noise = philox_normal(self._seeds, self.x.shape[1:], stream=INITIAL_NOISE)
+        noise = philox_normal(self._seeds, self.x.shape[1:], stream=INITIAL_NOISE) if self._noise is None else self._noise
+        if self._table.initial_scale != 1:
+            noise = noise * self._table.initial_scale
         for half in self._both.chunk(2):
             half.copy_(noise)
         self.x_0.zero_()
@@ -71,6 +76,9 @@ class SamplingStep:
             out_cond, out_uncond = self._denoiser(self._both, self.row, copies=2).chunk(2)
         else:
             out_cond = self._denoiser(self.x, self.row)
+        if self._advance is diffusion_step:  # of a network that predicts a variance too, which this table does not ask for
+            channels = self.x.shape[1]
+            out_cond, out_uncond = out_cond[:, :channels], None if out_uncond is None else out_uncond[:, :channels]
         self._advance(
             self.x,
             out_cond,
@@ -88,6 +96,8 @@ class SamplingStep:
     def static_tensors(self) -> dict[str, Tensor]:
         """Every tensor that a call may touch beyond those it makes for itself, by name."""
         own = {"x": self.x, "both": self._both, "x_0": self.x_0, "row": self.row}
-        given = {"seeds": self._seeds, "guidance": self._guidance}
+        given = {"seeds": self._seeds, "guidance": self._guidance} | ({} if self._noise is None else {"noise": self._noise})
         table = {"table.coefficients": self._table.coefficients, "table.timesteps": self._table.timesteps}
+        if self._table.learned_noise is not None:
+            table["table.learned_noise"] = self._table.learned_noise.coefficients
         return {**own, **given, **table, **self._denoiser.static_tensors()}

@@ -31,18 +31,25 @@ def ddim(
     """
     timesteps = spaced_timesteps(schedule.num_timesteps, steps, spacing)
     a, a_next = alphas_along(schedule, timesteps)
-    columns = ddim_columns(a, a_next, prediction, eta=eta, rederive_eps=rederive_eps)
+    columns = ddim_columns(a, a_next, prediction, *ddim_sizes(a, a_next, eta), rederive_eps=rederive_eps)
     return StepTable.from_columns(timesteps, {**columns, "c": a * 0 + clip})
 
 
-def ddim_columns(
-    a: Tensor, a_next: Tensor, prediction: Prediction, *, eta: float = 0.0, rederive_eps: bool = False
-) -> dict[str, Tensor]:
-    """All columns but c, of rows from a to a_next, float64 [N] each. Raises: as `ddim`."""
+def ddim_sizes(a: Tensor, a_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """(sigma, sqrt(1 - a' - sigma^2)): the sizes of z and of eps, like a and a_next [N]. Raises: ValueError for a wrong eta.
+
+    In float32 the second is lost where a' is near 0 and eta near 1, and NaN in diffusers, 0 here, where it comes out negative.
+    """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}; it must lie in [0, 1] (0 is deterministic)")
     sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).sqrt()
-    direction = (1 - a_next - sigma.square()).clamp(min=0).sqrt()
+    return sigma, (1 - a_next - sigma.square()).clamp(min=0).sqrt()
+
+
+def ddim_columns(
+    a: Tensor, a_next: Tensor, prediction: Prediction, sigma: Tensor, direction: Tensor, *, rederive_eps: bool = False
+) -> dict[str, Tensor]:
+    """All columns but c, of rows from a to a_next, float64 [N] each, with the sizes of z and of eps."""
     p_x, p_o = x_0_coefficients(prediction, a)
     columns = {"p_x": p_x, "p_o": p_o, "k_n": sigma}
     if rederive_eps:  # eps = (x - sqrt(a) x0) / sqrt(1 - a)

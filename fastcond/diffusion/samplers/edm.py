@@ -70,7 +70,7 @@ def edm(
         levels = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     else:
         levels = np.exp(math.log(sigma_max) + ramp * (math.log(sigma_min) - math.log(sigma_max)))
-    s = torch.from_numpy(np.append(levels, 0.0 if ends_in_image else levels[-1]))
+    s = torch.from_numpy(np.append(levels, 0.0 if ends_in_image else sigma_min))
     c_in = 1 / (s.square() + sigma_data**2).sqrt()
     scale = float(c_in[0]) * (sigma_max if initial_std is None else initial_std)
     p_x, p_o = sigma_data**2 * c_in[:-1], s[:-1] * sigma_data * c_in[:-1]

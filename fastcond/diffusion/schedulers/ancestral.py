@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from fastcond.config import Prediction
-from fastcond.diffusion.samplers.ddim import ddim_columns
+from fastcond.diffusion.samplers.ddim import ddim_columns, ddim_sizes
 from fastcond.diffusion.samplers.ddpm import SMALLEST_VARIANCE, Variance, posterior_table
 from fastcond.diffusion.samplers.spacing import Spacing
 from fastcond.diffusion.schedule import NoiseSchedule
@@ -80,5 +80,6 @@ def ddim_scheduler(
         before = torch.cat([timesteps[1:], torch.tensor([-1])])
     a, final = schedule.alphas_cumprod[timesteps], 1.0 if ends_in_image else float(schedule.alphas_cumprod[0])
     a_next = torch.where(before >= 0, schedule.alphas_cumprod[before.clamp(min=0)], final)
-    columns = ddim_columns(a, a_next, prediction, eta=eta, rederive_eps=rederive_eps)
+    sigma, direction = ddim_sizes(a.float(), a_next.float(), eta)
+    columns = ddim_columns(a, a_next, prediction, sigma.double(), direction.double(), rederive_eps=rederive_eps)
     return bounded(StepTable.from_columns(timesteps, columns), clip, threshold)

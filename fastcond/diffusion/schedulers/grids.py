@@ -19,6 +19,7 @@ from fastcond.diffusion.schedule import NoiseSchedule
 
 SigmaSpacing = Literal["timesteps", "karras", "exponential", "lu"]
 FinalSigma = Literal["zero", "sigma_min"]
+SMALLEST_ALPHA = 2.0**-24  # float16's smallest number
 
 
 def spaced(T: int, N: int, spacing: Spacing, steps_offset: int = 0) -> np.ndarray:
@@ -76,13 +77,18 @@ def _falling(t: np.ndarray, T: int, N: int, spacing: str) -> np.ndarray:
     return t.copy()
 
 
-def training_sigmas(schedule: NoiseSchedule) -> np.ndarray:
-    """float32 [T]: sqrt((1 - a)/a) of every timestep. Raises: ValueError where a is 0."""
+def training_alphas(schedule: NoiseSchedule) -> Tensor:
+    """float32 [T]: alphas_cumprod, a last one of 0 as 2^-24, as diffusers has it where its sigma would be infinite.
+
+    Of a schedule with linear betas the timestep before the last then has less signal than the last.
+    """
     a = schedule.alphas_cumprod.float()
-    if not bool((a > 0).all()):
-        raise ValueError(
-            "the schedule ends in alphas_cumprod = 0, whose sigma is infinite; leave out the zero-terminal-SNR rescale"
-        )
+    return torch.where(a > 0, a, SMALLEST_ALPHA)
+
+
+def training_sigmas(schedule: NoiseSchedule) -> np.ndarray:
+    """float32 [T]: sqrt((1 - a)/a) of every timestep."""
+    a = training_alphas(schedule)
     return (((1 - a) / a) ** 0.5).numpy()
 
 
@@ -104,10 +110,13 @@ def sigmas_spaced(spacing: SigmaSpacing, largest: float, smallest: float, N: int
 def timesteps_of(sigmas: np.ndarray, training: np.ndarray) -> np.ndarray:
     """float64 [N]: where log sigma stands between those of the timesteps, linearly interpolated; clipped at both ends."""
     log_sigma, log_training = np.log(np.maximum(sigmas, 1e-10)), np.log(training)
-    low = (np.searchsorted(log_training, log_sigma, side="right") - 1).clip(0, len(training) - 2)
-    w = (log_training[low] - log_sigma) / (log_training[low] - log_training[low + 1])
-    w = w.clip(0, 1)
-    return (1 - w) * low + w * (low + 1)
+    # The last timestep of no more noise. Not searchsorted: see `training_alphas`.
+    below = [np.flatnonzero(one >= log_training)[-1:] for one in log_sigma]
+    low = np.array([int(found[0]) if len(found) else 0 for found in below]).clip(0, max(len(training) - 2, 0))
+    high = np.minimum(low + 1, len(training) - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a schedule of one timestep
+        w = np.nan_to_num((log_training[low] - log_sigma) / (log_training[low] - log_training[high])).clip(0, 1)
+    return (1 - w) * low + w * high
 
 
 def with_final(sigmas: np.ndarray, training: np.ndarray, final: FinalSigma) -> np.ndarray:

@@ -169,6 +169,6 @@ def _initial_scale(alpha: Tensor, sigma: Tensor, spacing: Spacing) -> float:
 
 def _last_timestep(schedule: NoiseSchedule, lambda_min_clipped: float) -> int:
     """How many timesteps have a half log snr above the bound."""
-    a = schedule.alphas_cumprod.float()
+    a = grids.training_alphas(schedule)
     half_log_snr = torch.log(a.sqrt()) - torch.log((1 - a).sqrt())
     return schedule.num_timesteps - int(torch.searchsorted(half_log_snr.flip(0), lambda_min_clipped))

@@ -1,0 +1,78 @@
+"""Running a diffusers scheduler and the step table of its configuration, on the same noise and a made-up network."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from fastcond.diffusion import StepTable, from_diffusers_config
+from fastcond.engine.composed_step import composed_step, needs_composition
+from fastcond.ops import diffusion_step, philox_normal
+from fastcond.ops.philox import INITIAL_NOISE, STEP_NOISE
+from tests.support.samplers import Network, seeds_of
+
+SHAPE = (2, 2, 4, 4)
+_DRAWING_MODULES = ("ddpm", "ddim", "dpmsolver_multistep", "edm_dpmsolver_multistep")
+
+
+def table_of(config: Mapping[str, Any], steps: int, **options: Any) -> StepTable:
+    schedule, prediction, sampler = from_diffusers_config(config)
+    table: StepTable = sampler(schedule, steps, prediction=prediction, **options)
+    return table
+
+
+def run_config(table: StepTable, network: Network) -> list[Tensor]:
+    """What the network is fed at every row, and at last the image."""
+    seeds, guidance = seeds_of(SHAPE[0]), torch.ones(SHAPE[0])
+    x = philox_normal(seeds, SHAPE[1:], stream=INITIAL_NOISE) * table.initial_scale
+    visited, history = [x], torch.zeros_like(x)
+    advance: Any = composed_step if needs_composition(table) else diffusion_step
+    for row in range(table.num_rows):
+        out, x_0 = torch.empty_like(x), torch.empty_like(x)
+        output = network(x, table.timesteps[row])
+        kept = {"history": history if table.keeps_history else None, "out": out, "out_x_0": x_0}
+        advance(x, output, None, table, torch.tensor([row]), seeds=seeds, guidance=guidance, **kept)
+        x, history = out, x_0
+        visited.append(x)
+    return visited
+
+
+def made(config: Mapping[str, Any], steps: int) -> Any:
+    """The diffusers scheduler of a configuration, ready to run."""
+    import diffusers
+
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(dict(config))
+    scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        # Else diffusers looks for its place, and where karras sigmas visit the first timestep twice, begins with the second.
+        scheduler.set_begin_index(0)
+    return scheduler
+
+
+def run_diffusers(scheduler: Any, network: Network, **options: Any) -> list[Tensor]:
+    """The same by diffusers, as its pipelines call it; options go to every step()."""
+    seeds = seeds_of(SHAPE[0])
+    x = philox_normal(seeds, SHAPE[1:], stream=INITIAL_NOISE) * scheduler.init_noise_sigma
+    visited = []
+    for row, timestep in enumerate(scheduler.timesteps):
+        fed = scheduler.scale_model_input(x, timestep)
+        visited.append(fed)
+        with _drawing(philox_normal(seeds, SHAPE[1:], step=row, stream=STEP_NOISE)):
+            x = scheduler.step(network(fed, timestep), timestep, x, **options).prev_sample
+    return [*visited, x]
+
+
+@contextmanager
+def _drawing(z: Tensor) -> Iterator[None]:
+    """In here every scheduler draws z."""
+    with ExitStack() as stack:
+        for name in _DRAWING_MODULES:
+            module = importlib.import_module(f"diffusers.schedulers.scheduling_{name}")
+            stack.enter_context(mock.patch.object(module, "randn_tensor", lambda *args, **options: z))
+        yield
