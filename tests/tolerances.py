@@ -45,6 +45,10 @@ FP32_CUMPROD = {"atol": 1e-7, "rtol": 1.2e-4}
 # 50 steps of float32 updates with coefficients that the other side derives in float32: 1/sqrt(a) reaches 157 at the
 # noisiest timestep, clamping stops its errors from growing, and each step adds about 1e-7 |x|, |x| <= 5.
 TRAJECTORY = {"atol": 2e-5, "rtol": 0.0}
+# A run of any scheduler of diffusers, absolutely, in float32 of size 1 to 5: up to 1000 rows, each of about 1e-7.
+SCHEDULER = 1e-4
+# Larger than any standard normal of the tests.
+LARGEST_NORMAL = 5.0
 # One update in float32 against float64 numpy, coefficients of size 1: five products and sums of terms up to about 10.
 ONE_STEP = {"atol": 5e-6, "rtol": 1e-6}
 # Two float32 networks that sum the same terms in another order, relative to the largest output: depth times 6e-8.

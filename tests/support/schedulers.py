@@ -16,6 +16,7 @@ from fastcond.engine.composed_step import composed_step, needs_composition
 from fastcond.ops import diffusion_step, philox_normal
 from fastcond.ops.philox import INITIAL_NOISE, STEP_NOISE
 from tests.support.samplers import Network, seeds_of
+from tests.tolerances import LARGEST_NORMAL, SCHEDULER, floor, largest_error
 
 SHAPE = (2, 2, 4, 4)
 _DRAWING_MODULES = ("ddpm", "ddim", "dpmsolver_multistep", "edm_dpmsolver_multistep")
@@ -76,3 +77,55 @@ def _drawing(z: Tensor) -> Iterator[None]:
             module = importlib.import_module(f"diffusers.schedulers.scheduling_{name}")
             stack.enter_context(mock.patch.object(module, "randn_tensor", lambda *args, **options: z))
         yield
+
+
+class _InDouble:
+    """torch, but that float32 is float64: what a scheduler casts to float32 stays exact."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def run_diffusers_in_double(config: Mapping[str, Any], steps: int, network: Network) -> list[Tensor]:
+    """`run_diffusers` of a scheduler that keeps sigmas, in float64 from its float32 sigmas on.
+
+    Its states are y = x/alpha, of size 20,000 at the start of a cosine schedule, and its steps differences of sigmas: in float32
+    either has an error of 1e-3 there, which is none of the formulas'.
+    """
+    scheduler = made(config, steps)
+    scheduler.sigmas = scheduler.sigmas.double()
+    module = importlib.import_module(type(scheduler).__module__)
+    seeds = seeds_of(SHAPE[0])
+    x = philox_normal(seeds, SHAPE[1:], stream=INITIAL_NOISE).double() * scheduler.init_noise_sigma
+    visited = []
+    for row, timestep in enumerate(scheduler.timesteps):
+        fed = scheduler.scale_model_input(x, timestep)
+        visited.append(fed)
+        z = philox_normal(seeds, SHAPE[1:], step=row, stream=STEP_NOISE).double()
+        with _drawing(z), mock.patch.object(module, "torch", _InDouble()):
+            x = scheduler.step(network(fed, timestep), timestep, x).prev_sample
+    return [*visited, x]
+
+
+def assert_follows(table: StepTable, network: Network, theirs: list[Tensor]) -> None:
+    """Every x of the run within tolerance of diffusers'.
+
+    SCHEDULER, but no less than what float32 loses in the largest sum of terms of a row (`floor`): p_x x and p_o g are 1/sqrt(a)
+    times x, 20,000 times at the start of a cosine schedule, and cancel where the prediction is eps.
+    """
+    ours = run_config(table, network)
+    assert len(ours) == len(theirs), f"{len(ours) - 1} rows against {len(theirs) - 1}"
+    largest, history = 0.0, 0.0
+    for row in range(table.num_rows):
+        p_x, p_o, c, k_x, k_0, k_o, k_h, k_n = table.coefficients[row].double().abs().tolist()
+        x = float(ours[row].abs().max())
+        g = float(network(ours[row], table.timesteps[row])[:, : SHAPE[1]].abs().max())
+        x_0 = p_x * x + p_o * g
+        largest = max(largest, k_x * x + k_0 * x_0 + k_o * g + k_h * history + k_n * LARGEST_NORMAL)
+        history = min(x_0, c)
+    allowed = max(SCHEDULER, floor(torch.float32, torch.zeros(1), largest, table.num_rows))
+    for row, (visited, expected) in enumerate(zip(ours, theirs, strict=True)):
+        error = largest_error(visited, expected)
+        assert error <= allowed, f"row {row}: error {error:.3g}, {allowed:.3g} allowed"

@@ -168,7 +168,8 @@ def to_diffusers_config(
     float32 products, near ours to about 1e-6; of a schedule from diffusers they are the same bits.
 
     Args: scheduler: a class of `SETTINGS` that is not EDM's; settings: of it, such as timestep_spacing="trailing".
-    Raises: ValueError for a scheduler or setting that `from_diffusers_config` refuses.
+    Raises: ValueError for a scheduler or setting that `from_diffusers_config` refuses, and for a schedule of zero terminal SNR
+        where diffusers would divide by that zero.
     """
     known = SETTINGS.get(scheduler, {})
     if "beta_schedule" not in known:
@@ -176,6 +177,10 @@ def to_diffusers_config(
     named = dict(schedule.settings)
     if not named or any(key not in known or known[key].problem(value) for key, value in named.items()):
         a = torch.cat([schedule.alphas_cumprod.new_ones(1), schedule.alphas_cumprod])
+        if a[-1] == 0 and "use_karras_sigmas" in known:
+            raise ValueError(
+                f"{scheduler} cannot hold a schedule that ends in alphas_cumprod 0; use DDPMScheduler or DDIMScheduler"
+            )
         named = {"trained_betas": (1 - a[1:] / a[:-1]).tolist()}
     config = {
         "_class_name": scheduler,
