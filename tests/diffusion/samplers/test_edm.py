@@ -44,7 +44,7 @@ def algorithm_2(y: Tensor, t: list[float], data: float, clip: float, *, second: 
 
 
 @pytest.mark.parametrize("clip", [math.inf, 0.8])
-@pytest.mark.parametrize("N", [1, 2, 10, 40])
+@pytest.mark.parametrize("N", [1, 5, 10, 40])
 @pytest.mark.parametrize("method", ["heun", "euler"])
 def test_it_is_the_papers_algorithm(method: Any, N: int, clip: float) -> None:
     table = edm(None, N, method=method, clip=clip)
