@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fastcond.data import LabelledImages, open_dataset
     from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm, dpmpp2m, heun
     from fastcond.engine import generate
-    from fastcond.interop import accelerate, load_diffusers, save_diffusers
+    from fastcond.interop import Pipeline, accelerate, load_diffusers, save_diffusers
     from fastcond.nn import ConditionalUNet
     from fastcond.training import Run, load_run
 
@@ -24,6 +24,7 @@ __all__ = [
     "DiffusionConfig",
     "LabelledImages",
     "NoiseSchedule",
+    "Pipeline",
     "Run",
     "StepTable",
     "UNetConfig",
@@ -44,7 +45,7 @@ _HOMES = {
     "data": ("LabelledImages", "open_dataset"),
     "diffusion": ("NoiseSchedule", "StepTable", "ddim", "ddpm", "dpmpp2m", "heun"),
     "engine": ("generate",),
-    "interop": ("accelerate", "load_diffusers", "save_diffusers"),
+    "interop": ("Pipeline", "accelerate", "load_diffusers", "save_diffusers"),
     "nn": ("ConditionalUNet",),
     "training": ("Run", "load_run"),
 }

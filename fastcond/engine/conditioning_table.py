@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcond.config import UNetConfig
 from fastcond.nn import AdaGroupNorm, ConditionalUNet
 from fastcond.nn.blocks import ResnetBlock
 from fastcond.nn.label_attention import LabelAttention
@@ -57,7 +58,8 @@ class ConditioningTable:
     Args:
         model: the network; it is read when a window is computed, and not changed.
         timesteps: int64 or float32 [N], of a `StepTable`'s rows, on any device. Rows of one timestep share their entry.
-        labels: int64 [B], on any device, in 0 .. K; repeated ones share their entry.
+        labels: int64 [B], on any device, in 0 .. K; or, where the network takes them, vectors, float [B, K] with
+            "label_attention" and [B, D] with "identity". Repeated ones share their entry.
         max_bytes: of the table held at a time. Where all rows do not fit, a window of them is computed when a row outside the
             present one is asked for, so rows are best asked for in order.
     Raises: ValueError for timesteps or labels of another shape or dtype, or none of them.
@@ -67,21 +69,14 @@ class ConditioningTable:
     """
 
     def __init__(self, model: ConditionalUNet, timesteps: Tensor, labels: Tensor, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        for name, value in (("timesteps", timesteps), ("labels", labels)):
-            fits = value.dtype == torch.int64 or (name == "timesteps" and value.dtype == torch.float32)
-            if not fits or value.dim() != 1 or len(value) == 0:
-                raise ValueError(f"{name} is {value.dtype} {list(value.shape)}; int64 [N], N at least 1, is needed")
-        if model.config.class_embedding == "identity":
-            raise ValueError("the network takes vectors for labels (class_embedding 'identity'), which no table can list")
-        largest = model.config.largest_label
-        low, high = (int(bound) for bound in torch.aminmax(labels))
-        if low < 0 or high > largest:
-            raise ValueError(f"labels holds {low if low < 0 else high}; values lie in 0 to {largest}")
+        if timesteps.dtype not in (torch.int64, torch.float32) or timesteps.dim() != 1 or len(timesteps) == 0:
+            raise ValueError(f"timesteps is {timesteps.dtype} {list(timesteps.shape)}; int64 [N], N at least 1, is needed")
+        _check_labels(model, labels)
         self._model = model
         device = next(model.parameters()).device
         self._timesteps, entry_of_row = timesteps.to(device).unique_consecutive(return_inverse=True)
         self._entry_of_row: list[int] = entry_of_row.tolist()
-        self.labels = labels.to(device).unique()
+        self.labels = labels.to(device).unique(dim=0)
         self.sites = conditioning_sites(model)
         self.width = sum(site.width for site in self.sites)
         dtype = next(model.parameters()).dtype
@@ -100,10 +95,15 @@ class ConditioningTable:
         return self._window_entries == len(self._timesteps)
 
     def slots(self, labels: Tensor) -> Tensor:
-        """int64 [B]: where each of the labels, int64 [B] on the model's device, stands in `self.labels`.
+        """int64 [B]: where each of the labels, of the kind given before and on the model's device, stands in `self.labels`.
 
         Raises: ValueError for a label that the table was not made for.
         """
+        if labels.dim() == 2:
+            equal = (labels[:, None] == self.labels[None]).all(dim=2)
+            if not bool(equal.any(dim=1).all()):
+                raise ValueError(f"a label is not in the table, which holds {len(self.labels)} vectors")
+            return equal.to(torch.uint8).argmax(dim=1)
         slots = torch.searchsorted(self.labels, labels).clamp_(max=len(self.labels) - 1)
         unknown = labels[self.labels[slots] != labels]
         if len(unknown):
@@ -175,6 +175,30 @@ class ConditioningTable:
             return columns
         of_label = [model.get_submodule(site.name)(token) for site in self.sites if site.of_label]
         return torch.cat([columns, torch.cat(of_label, dim=1).expand(len(timesteps), -1, -1)], dim=2)
+
+
+def _check_labels(model: ConditionalUNet, labels: Tensor) -> None:
+    """Raises: ValueError for labels that the network does not take."""
+    config = model.config
+    width = vector_label_width(config)
+    if width is not None and labels.is_floating_point():
+        if labels.dim() != 2 or labels.shape[1] != width or len(labels) == 0:
+            raise ValueError(f"labels is {labels.dtype} {list(labels.shape)}; float [N, {width}], N at least 1, is needed")
+        return
+    if config.class_embedding == "identity":
+        raise ValueError(f"labels is {labels.dtype} {list(labels.shape)}; the network takes vectors, float [N, {width}]")
+    if labels.dtype != torch.int64 or labels.dim() != 1 or len(labels) == 0:
+        raise ValueError(f"labels is {labels.dtype} {list(labels.shape)}; int64 [N], N at least 1, is needed")
+    low, high = (int(bound) for bound in torch.aminmax(labels))
+    if low < 0 or high > config.largest_label:
+        raise ValueError(f"labels holds {low if low < 0 else high}; values lie in 0 to {config.largest_label}")
+
+
+def vector_label_width(config: UNetConfig) -> int | None:
+    """How many numbers a label has where it may be a vector: K with "label_attention", D with "identity"; None elsewhere."""
+    if config.conditioning == "label_attention":
+        return config.num_classes
+    return config.embedding_dim if config.class_embedding == "identity" else None
 
 
 def conditioning_sites(model: ConditionalUNet) -> tuple[Site, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcond.config import UNetConfig
 from fastcond.diffusion import (
     SAMPLERS,
     NoiseSchedule,
@@ -19,6 +20,7 @@ from fastcond.diffusion import (
     guidance_per_row,
 )
 from fastcond.engine.compile import choose_dtype, has_c_compiler
+from fastcond.engine.conditioning_table import vector_label_width
 from fastcond.engine.cuda_graph import graph_executor
 from fastcond.engine.executor import EagerExecutor, Executor, SamplingBatch
 from fastcond.engine.torch_noise import Rng, TorchNoise, generators
@@ -53,7 +55,8 @@ def generate(
     Args:
         model: the denoiser; it runs where its parameters are, without dropout, and is left as it was. Weights that change
             between two batches may or may not be seen.
-        labels: N integers in 0 .. K; K is the null label, "any class".
+        labels: N integers in 0 .. K; K is the null label, "any class". A network that takes vectors (with "label_attention",
+            one-hot, soft or several classes at once) is given float [N, K] too, of which zeros are the null label.
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
         sampler: "ddpm", "ddim", "dpmpp2m" or "heun", "scheduler" for the one that a model of diffusers came with, a function
             (schedule, steps, prediction=...) -> StepTable, or a StepTable.
@@ -136,7 +139,7 @@ def generate_batches(
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         found = f"the network maps {config.in_channels} to {config.out_channels} channels"
         raise ValueError(f"{found}; sampling needs equal numbers, or twice as many with a learned variance")
-    label = _integers("labels", labels, config.largest_label)
+    label = _labels(labels, config)
     count = len(label)
     index = np.arange(count) if indices is None else _integers("indices", indices, 2**32 - 1)
     if len(index) != count:
@@ -176,7 +179,7 @@ def generate_batches(
             f"guidance is {guidance}, but the network was trained without a null label; it can be sampled with 1 only"
         )
     scales = np.broadcast_to(scales, (count,))
-    executor = _executor(model, precision, compile)
+    executor = _executor(model, precision, compile, label.ndim == 2)
 
     def draw(first: int) -> np.ndarray:
         part = slice(first, first + batch_size)
@@ -184,6 +187,7 @@ def generate_batches(
         # Left after each batch: between two of them the caller's code runs, in the caller's modes.
         with torch.no_grad():
             own_label = torch.from_numpy(label[part]).to(device)
+            null = torch.zeros_like(own_label) if own_label.dim() == 2 else torch.full_like(own_label, config.largest_label)
             noise = None
             if drawn_from is not None:
                 own = drawn_from if isinstance(drawn_from, torch.Generator) else drawn_from[part]
@@ -192,7 +196,7 @@ def generate_batches(
             batch = SamplingBatch(
                 table,
                 [any_guided and row_inside for row_inside in inside],
-                labels=torch.cat([own_label, torch.full_like(own_label, config.largest_label)]),
+                labels=torch.cat([own_label, null]),
                 seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
                 guidance=torch.tensor(scales[part], device=device),
                 guidance_rescale=guidance_rescale,
@@ -209,9 +213,11 @@ def generate_batches(
     return map(draw, range(start, count, batch_size))
 
 
-def _executor(model: ConditionalUNet, precision: str | None, compile: bool | None) -> Executor:
-    """What runs the model's batches: the one place that asks for the device."""
+def _executor(model: ConditionalUNet, precision: str | None, compile: bool | None, vectors: bool) -> Executor:
+    """What runs the model's batches: the one place that asks for the device. Recordings know integers for labels only."""
     dtype = choose_dtype(precision, model)
+    if vectors:
+        return EagerExecutor(model)
     if next(model.parameters()).device.type == "cuda":
         return graph_executor(model, dtype, compiled=has_c_compiler() if compile is None else compile)
     if compile:
@@ -237,6 +243,19 @@ def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] |
 def to_uint8(x_0: Tensor) -> np.ndarray:
     """[B, C, H, W] in [-1, 1] (clamped) -> uint8 [B, H, W, C], rounded."""
     return ((x_0 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _labels(labels: Sequence[int] | np.ndarray | Tensor, config: UNetConfig) -> np.ndarray:
+    """int64 [N], or float32 [N, width] where the network takes vectors and is given them."""
+    width = vector_label_width(config)
+    array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if width is None or (array.ndim == 1 and config.class_embedding != "identity"):
+        return _integers("labels", labels, config.largest_label)
+    if array.ndim != 2 or array.shape[1] != width or array.dtype == object:
+        raise ValueError(f"labels is {array.dtype} {list(array.shape)}; the network takes vectors of {width} numbers")
+    if not np.isfinite(array.astype(np.float64)).all():
+        raise ValueError("labels holds a number that is not finite")
+    return array.astype(np.float32)
 
 
 def _integers(name: str, values: Sequence[int] | np.ndarray | Tensor, largest: int) -> np.ndarray:

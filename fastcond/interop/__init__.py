@@ -9,10 +9,17 @@ if TYPE_CHECKING:
     from fastcond.interop.accelerate import accelerate
     from fastcond.interop.diffusers import load_diffusers, save_diffusers
     from fastcond.interop.opening import open_model
+    from fastcond.interop.pipeline import Pipeline
 
-__all__ = ["accelerate", "load_diffusers", "open_model", "save_diffusers"]
+__all__ = ["Pipeline", "accelerate", "load_diffusers", "open_model", "save_diffusers"]
 
-_HOME_OF = {"accelerate": "accelerate", "load_diffusers": "diffusers", "open_model": "opening", "save_diffusers": "diffusers"}
+_HOME_OF = {
+    "Pipeline": "pipeline",
+    "accelerate": "accelerate",
+    "load_diffusers": "diffusers",
+    "open_model": "opening",
+    "save_diffusers": "diffusers",
+}
 
 
 def __getattr__(name: str) -> Any:
