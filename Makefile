@@ -23,7 +23,7 @@ demo: $(VENV)/.run
 	$(RUN) -m fastcond.sample --run runs/demo --label all --cfg 2.5 --n 8 --out samples/demo
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -10,8 +11,9 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Two threads: enough to find what depends on their number, and small tensors are slower on many.
-torch.set_num_threads(2)
+# Two threads: enough to find what depends on their number, and small tensors are slower on many. One where tests run beside
+# others: threads that wait for a busy processor are slower than none. What depends on their number is tested with numbers.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 # The same examples in every run, so that a red test is red again; no deadline, because machines differ.
 hypothesis.settings.register_profile("fastcond", derandomize=True, deadline=None, database=None)

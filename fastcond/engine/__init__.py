@@ -2,6 +2,7 @@
 
 from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.engine.cuda_graph import release_graphs
+from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.engine.generate import generate, generate_batches, step_table, to_uint8
 
-__all__ = ["ConditioningTable", "generate", "generate_batches", "release_graphs", "step_table", "to_uint8"]
+__all__ = ["ConditioningTable", "FrozenUNet", "generate", "generate_batches", "release_graphs", "step_table", "to_uint8"]
