@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from fastcond.diffusion import StepTable
+from fastcond.diffusion import DynamicThreshold, LearnedNoise, StepTable
 from fastcond.engine.compile import CompiledUNet
 from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.engine.executor import EagerExecutor, Run, SamplingBatch, image_shape
@@ -45,57 +45,78 @@ class Kind:
 
     Attributes:
         images: B. rows: room for rows of a sampler. entries: room for entries of the conditioning table, [columns] each.
-        keeps_history, draws_noise: of the sampler's table. guidance_rescale, dynamic_threshold: numbers that are recorded.
+        timesteps: their dtype. learned_noise: whether the sampler's is a variance, None where it has none.
+        keeps_history, draws_noise, initial_scale, threshold: the sampler's. guidance_rescale, dynamic_threshold: the run's.
     """
 
     images: int
     rows: int
     entries: int
+    timesteps: torch.dtype
     keeps_history: bool
     draws_noise: bool
+    initial_scale: float
+    threshold: DynamicThreshold | None
+    learned_noise: bool | None
     guidance_rescale: float
     dynamic_threshold: float | None
 
     @classmethod
     def of(cls, batch: SamplingBatch, largest_label: int, entry_bytes: int) -> Kind:
         """The kind of a batch. Which labels the images have, and how many there are of them, is no part of it."""
-        images = len(batch.seeds)
-        rows = max(_FEWEST_ROWS, 1 << (batch.table.num_rows - 1).bit_length())
+        images, table = len(batch.seeds), batch.table
+        rows = max(_FEWEST_ROWS, 1 << (table.num_rows - 1).bit_length())
         labels = min(images, largest_label) + 1
         entries = min(rows * labels, max(labels, _TABLE_BYTES // entry_bytes))
         return cls(
             images,
             rows,
             entries,
-            batch.table.keeps_history,
-            batch.table.draws_noise,
+            table.timesteps.dtype,
+            table.keeps_history,
+            table.draws_noise,
+            table.initial_scale,
+            table.threshold,
+            None if table.learned_noise is None else table.learned_noise.is_variance,
             batch.guidance_rescale,
             batch.dynamic_threshold,
+        )
+
+    def table(self, device: torch.device) -> StepTable:
+        """Room for a sampler's rows, as many as there may be of this kind."""
+        learned = self.learned_noise
+        return StepTable(
+            torch.zeros(self.rows, 8, device=device),
+            torch.zeros(self.rows, dtype=self.timesteps, device=device),
+            self.keeps_history,
+            self.draws_noise,
+            self.initial_scale,
+            self.threshold,
+            None if learned is None else LearnedNoise(torch.zeros(self.rows, 3, device=device), learned),
         )
 
 
 class StaticDenoiser:
     """A `Denoiser` over buffers that stay where they are: its calls read nothing else, and the network's weights.
 
-    Attributes: timesteps: int64 [rows], of the run that is loaded.
+    Args: timesteps: of the run that is loaded, the buffer of a kind's `table`.
     """
 
-    def __init__(self, network: CompiledUNet, kind: Kind, device: torch.device) -> None:
+    def __init__(self, network: CompiledUNet, kind: Kind, timesteps: Tensor) -> None:
+        device = timesteps.device
         self._network = network
         self._columns = torch.zeros(kind.entries, network.width, device=device)
         self._offset_of_row = torch.zeros(kind.rows, dtype=torch.int64, device=device)
         self._slots = torch.zeros(2 * kind.images, dtype=torch.int64, device=device)
-        self.timesteps = torch.zeros(kind.rows, dtype=torch.int64, device=device)
-        self._ends = Ends(network.config, self.timesteps)
+        self._timesteps, self._ends = timesteps, Ends(network.config, timesteps)
         self._table: ConditioningTable | None = None
         self._loaded = -1
 
-    def load(self, table: ConditioningTable, timesteps: Tensor, labels: Tensor) -> None:
-        """Take another run's table, timesteps, int64 [rows], and labels, int64 [2B], ready for row 0."""
+    def load(self, table: ConditioningTable, labels: Tensor) -> None:
+        """Take another run's table and labels, int64 [2B], ready for row 0."""
         self._table, self._loaded = table, -1
         self._slots.copy_(table.slots(labels))
         self._offset_of_row[: table.num_rows].copy_(table.offsets())
-        self.timesteps[: table.num_rows].copy_(timesteps)
         self.prepare(0)
 
     def unload(self) -> None:
@@ -117,7 +138,7 @@ class StaticDenoiser:
 
     def static_tensors(self) -> dict[str, Tensor]:
         own = {"columns": self._columns, "offset_of_row": self._offset_of_row, "slots": self._slots}
-        own["timesteps"] = self.timesteps
+        own["timesteps"] = self._timesteps
         return {**own, **self._network.static_tensors()}
 
 
@@ -129,11 +150,8 @@ class StaticRun:
         self._cannot_be_recorded = False
         self._seeds = torch.zeros(kind.images, 2, dtype=torch.int64, device=device)
         self._guidance = torch.ones(kind.images, device=device)
-        self._denoiser = StaticDenoiser(network, kind, device)
-        coefficients = torch.zeros(kind.rows, 8, device=device)
-        self._rows = StepTable(
-            coefficients, self._denoiser.timesteps, keeps_history=kind.keeps_history, draws_noise=kind.draws_noise
-        )
+        self._rows = kind.table(device)
+        self._denoiser = StaticDenoiser(network, kind, self._rows.timesteps)
         self._guided: Sequence[bool] = ()
         self.step = SamplingStep(
             self._denoiser,
@@ -148,11 +166,14 @@ class StaticRun:
 
     def load(self, batch: SamplingBatch, table: ConditioningTable) -> None:
         """Take a batch of the kind, ready for its row 0."""
-        rows = batch.table.num_rows
-        self._rows.coefficients[:rows].copy_(batch.table.coefficients)
+        rows, own = batch.table.num_rows, self._rows
+        own.coefficients[:rows].copy_(batch.table.coefficients)
+        own.timesteps[:rows].copy_(batch.table.timesteps)
+        if own.learned_noise is not None and batch.table.learned_noise is not None:
+            own.learned_noise.coefficients[:rows].copy_(batch.table.learned_noise.coefficients)
         self._seeds.copy_(batch.seeds)
         self._guidance.copy_(batch.guidance)
-        self._denoiser.load(table, batch.table.timesteps, batch.labels)
+        self._denoiser.load(table, batch.labels)
         self._guided = batch.guided
         self.step.start()
 

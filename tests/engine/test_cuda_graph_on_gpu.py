@@ -16,9 +16,8 @@ from fastcond.engine import cuda_graph, generate
 from fastcond.engine.graph_recorder import CudaGraphRecorder
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
-from tests.engine.test_cuda_graph import (
-    COMPOSED,
-    GUIDANCE,
+from tests.engine.test_cuda_graph import COMPOSED, GUIDANCE, assert_same_images
+from tests.engine.test_graph_weights import (
     behind_autograd,
     in_place,
     other_kind_of_module,
@@ -60,11 +59,6 @@ def executed(model: ConditionalUNet, labels: Any = LABELS, **options: Any) -> np
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="the test wants none"):
         patch.setattr(CudaGraphRecorder, "record", refuse)
         return draw(fresh, labels, **options)
-
-
-def assert_same_images(actual: np.ndarray, expected: np.ndarray) -> None:
-    assert actual.shape == expected.shape
-    assert np.abs(actual.astype(int) - expected.astype(int)).max() <= GRAY_LEVELS
 
 
 def recordings(model: ConditionalUNet) -> int:
