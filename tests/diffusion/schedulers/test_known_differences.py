@@ -169,3 +169,15 @@ def test_one_edm_step() -> None:
     assert made(karras, 1).sigmas.tolist() == pytest.approx([80.0, 80.0])
     table = table_of(karras, 1)
     assert float(table.column("k_0")[0]) == pytest.approx(1 - 0.002 / 80, rel=1e-4)
+
+
+def test_karras_sigmas_that_visit_the_first_timestep_twice() -> None:
+    """Cosine betas: diffusers looks for its place, takes the second, and runs out of sigmas; not where the place is set."""
+    config = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True, "beta_schedule": "squaredcos_cap_v2"}
+    scheduler = made(config, 10)
+    assert scheduler.timesteps[0] == scheduler.timesteps[1]
+    assert_follows(table_of(config, 10), wavy_network, run_diffusers(scheduler, wavy_network))
+    searching = diffusers.DPMSolverMultistepScheduler.from_config(config)
+    searching.set_timesteps(10)
+    with pytest.raises(IndexError):
+        run_diffusers(searching, wavy_network)
