@@ -62,6 +62,7 @@ def draw(options: argparse.Namespace) -> int:
     """Draw what the flags ask for, into a folder. Returns the exit code."""
     loaded = open_model(options.run, step=options.checkpoint, device=choose_device(options.device))
     network, chosen = loaded.model.config, options.sampler or loaded.sampler
+    guide = None if options.guide is None else open_model(options.guide, device=choose_device(options.device))
     labels = choose_labels(options.label, loaded.class_names)
     flags = {"variance": ("ddpm", options.variance), "eta": ("ddim", options.eta)}
     for flag, (sampler, value) in flags.items():
@@ -69,10 +70,11 @@ def draw(options: argparse.Namespace) -> int:
             raise ValueError(f"--{flag} is a setting of {sampler}; leave it out or use --sampler {sampler}")
     given = {flag: value for flag, (_, value) in flags.items() if value is not None}
     corrections = {"guidance_rescale": options.guidance_rescale, "dynamic_threshold": options.dynamic_threshold}
+    corrections["cfg_plus_plus"] = options.cfg_plus_plus
     drawn_with = given | ({"precision": options.precision} if options.precision is not None else {})
     steps = options.steps or min(_STEPS, loaded.model.diffusion.num_timesteps)
     table = step_table(loaded.model, partial(SAMPLERS[chosen], **given) if chosen in SAMPLERS else chosen, steps)
-    uses_null = options.cfg != 1.0 or len(loaded.class_names) in labels
+    uses_null = (options.cfg != 1.0 and guide is None) or len(loaded.class_names) in labels
     if uses_null and network.has_null_label and not loaded.knows_null_label:
         warnings.warn(
             "this run was trained with --label-dropout 0, so it never saw the null label that this draws with", stacklevel=1
@@ -91,6 +93,8 @@ def draw(options: argparse.Namespace) -> int:
         guidance_interval=tuple(options.cfg_interval) if options.cfg_interval else None,
         guidance_rescale=options.guidance_rescale,
         dynamic_threshold=options.dynamic_threshold,
+        guide=None if guide is None else guide.model,
+        cfg_plus_plus=options.cfg_plus_plus,
         precision=options.precision,
         compile=options.compile,
     )
@@ -106,6 +110,7 @@ def draw(options: argparse.Namespace) -> int:
             "cfg_interval": options.cfg_interval,
             # Off, they are left out: a set begun before there were such flags is gone on with.
             **{name: value for name, value in corrections.items() if value},
+            **({} if guide is None else {"guide": str(options.guide), "guide_sha256": guide.weights_sha256}),
             "sampler": chosen,
             "steps": steps,
             **drawn_with,

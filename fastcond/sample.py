@@ -43,6 +43,15 @@ def build_parser() -> Parser:
         "such as 0.995 (default the sampler's clamp to [-1, 1])",
     )
     parser.add_argument(
+        "--guide",
+        type=path,
+        metavar="DIR",
+        help="a run, or folder of diffusers, of a worse model of the same labels, in the place of the null label (autoguidance)",
+    )
+    parser.add_argument(
+        "--cfg-plus-plus", action="store_true", help="with ddim: noise the unguided prediction again; --cfg then lies in 0 to 1"
+    )
+    parser.add_argument(
         "--run",
         type=path,
         default="runs/sprites",

@@ -17,8 +17,9 @@ TRAIN_FLAGS = """
 --warmup --weight-decay --zero-terminal-snr
 """.split()
 SAMPLE_FLAGS = """
---batch-size --cfg --cfg-interval --checkpoint --compile --device --dynamic-threshold --eta --gif --guidance-interval
---guidance-rescale --help --label --n --no-compile --out --png --precision --resume --run --sampler --seed --steps --variance
+--batch-size --cfg --cfg-interval --cfg-plus-plus --checkpoint --compile --device --dynamic-threshold --eta --gif
+--guidance-interval --guidance-rescale --guide --help --label --n --no-compile --out --png --precision --resume --run
+--sampler --seed --steps --variance
 """.split()
 CONVERT_FLAGS = "--checkpoint --help --scheduler".split()
 

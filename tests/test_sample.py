@@ -239,3 +239,20 @@ class TestErrors:
         config = (other / "config.json").read_text()
         (other / "config.json").write_text(config.replace('"format_version": 1', '"format_version": 2'))
         assert_one_line(sample_here("--run", other, "--label", "1"), capsys, "format version 2", "reads version 1")
+
+
+def test_a_guide_and_cfg_plus_plus(run: Path, tmp_path: Path) -> None:
+    flags = ("--run", run, "--label", "1", "--n", "2", "--steps", "3", "--sampler", "ddim", "--cfg", "0.5")
+    assert sample_here(*flags, "--out", tmp_path / "plain") == 0
+    assert sample_here(*flags, "--guide", run, "--cfg-plus-plus", "--out", tmp_path / "both") == 0
+    settings = json.loads((tmp_path / "both" / "samples.json").read_text())
+    assert settings["guide"] == str(run) and settings["guide_sha256"] == settings["weights_sha256"] and settings["cfg_plus_plus"]
+    assert not np.array_equal(drawn(tmp_path / "plain")["images"], drawn(tmp_path / "both")["images"])
+
+
+def test_a_guide_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    code = sample_here("--run", run, "--label", "1", "--guide", tmp_path / "nowhere", "--out", tmp_path / "s")
+    assert_one_line(code, capsys, "there is no run in")
+    code = sample_here("--run", run, "--label", "1", "--cfg-plus-plus", "--out", tmp_path / "s")
+    assert_one_line(code, capsys, "cfg_plus_plus needs a sampler that noises its prediction again; use ddim")

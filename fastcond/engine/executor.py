@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fastcond.diffusion import StepTable
-from fastcond.engine.frozen_unet import FrozenUNet
+from fastcond.engine.frozen_unet import Denoiser, FrozenUNet
 from fastcond.engine.sampling_step import SamplingStep
 from fastcond.engine.torch_noise import TorchNoise
 from fastcond.nn import ConditionalUNet
@@ -24,7 +25,7 @@ class SamplingBatch:
         table: the sampler's rows. guided: whether each of them computes both halves.
         labels: int64 [2B], those without a condition second.
         seeds: int64 [B, 2], (run seed, image index). guidance: float32 [B], w of each image.
-        guidance_rescale, dynamic_threshold: as `generate`'s. noise: where it is not philox's.
+        guidance_rescale, dynamic_threshold, cfg_plus_plus: as `generate`'s. noise: where it is not philox's.
     """
 
     table: StepTable
@@ -34,6 +35,7 @@ class SamplingBatch:
     guidance: Tensor
     guidance_rescale: float = 0.0
     dynamic_threshold: float | None = None
+    cfg_plus_plus: bool = False
     noise: TorchNoise | None = None
 
     @property
@@ -67,24 +69,52 @@ class Executor(Protocol):
 
 
 class EagerExecutor:
-    """One operation after another, in the model's own precision."""
+    """One operation after another, in the model's own precision.
 
-    def __init__(self, model: ConditionalUNet) -> None:
+    Args: guide: what evaluates the second half of a guided batch; None: the model itself.
+    """
+
+    def __init__(self, model: ConditionalUNet, guide: ConditionalUNet | None = None) -> None:
         self._frozen, self._image_shape = FrozenUNet(model), image_shape(model)
+        self._guide = None if guide is None else FrozenUNet(guide)
 
     @contextmanager
     def begin(self, batch: SamplingBatch) -> Iterator[Run]:
         step = SamplingStep(
-            self._frozen.denoiser(batch.table.timesteps, batch.labels),
+            self._denoiser(batch),
             batch.table,
             self._image_shape,
             seeds=batch.seeds,
             guidance=batch.guidance,
             guidance_rescale=batch.guidance_rescale,
             dynamic_threshold=batch.dynamic_threshold,
+            cfg_plus_plus=batch.cfg_plus_plus,
             noise=None if batch.noise is None else batch.noise.current,
         )
         yield _EagerRun(step, batch.guided, batch.noise)
+
+    def _denoiser(self, batch: SamplingBatch) -> Denoiser:
+        timesteps, labels = batch.table.timesteps, batch.labels
+        if self._guide is None:
+            return self._frozen.denoiser(timesteps, labels)
+        of_model, of_guide = labels.chunk(2)
+        return _TwoDenoisers(self._frozen.denoiser(timesteps, of_model), self._guide.denoiser(timesteps, of_guide), len(of_model))
+
+
+class _TwoDenoisers:
+    """The first `images` of a batch by one network, the others by another."""
+
+    def __init__(self, first: Denoiser, second: Denoiser, images: int) -> None:
+        self._first, self._second, self._images = first, second, images
+
+    def __call__(self, x_t: Tensor, row: Tensor, copies: int = 1) -> Tensor:
+        if len(x_t) <= self._images:
+            return self._first(x_t, row)
+        return torch.cat([self._first(x_t[: self._images], row), self._second(x_t[self._images :], row)])
+
+    def static_tensors(self) -> dict[str, Tensor]:
+        second = {f"guide.{name}": value for name, value in self._second.static_tensors().items()}
+        return {**self._first.static_tensors(), **second}
 
 
 class _EagerRun:

@@ -29,6 +29,8 @@ from fastcond.nn import ConditionalUNet
 DEFAULT_BATCH_SIZE = 64
 OWN_SCHEDULER = "scheduler"  # the sampler that a model of diffusers comes with
 
+_K_O = 5  # of a row's coefficients: what the network's output is multiplied by
+
 OnStep = Callable[[int, int, Tensor], None]
 
 
@@ -45,6 +47,8 @@ def generate(
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
     dynamic_threshold: float | None = None,
+    guide: ConditionalUNet | None = None,
+    cfg_plus_plus: bool = False,
     precision: Literal["fp32", "bf16"] | None = None,
     compile: bool | None = None,
     rng: Rng = "philox",
@@ -69,6 +73,10 @@ def generate(
         guidance_rescale: phi in [0, 1]; with g = u + w (c - u), phi std(c)/std(g) g + (1 - phi) g takes g's place; 0 is off.
         dynamic_threshold: percentile in (0, 1] of |x_0| over an image, s = max(1, that); clamp(x_0, -s, s) / s takes the place
             of the sampler's clamp; None is off. Neither changes the cost of the network, and a row then is several ops for one.
+        guide: a worse network of the same labels, such as an earlier checkpoint, whose prediction for the image's own label takes
+            the place of u ("autoguidance"): no null label is needed.
+        cfg_plus_plus: with ddim: x_0 is guided, and u is what is noised again ("CFG++"); guidance then lies in [0, 1].
+            With either, a GPU executes row by row in the model's own precision.
         precision: what the network computes in; by default "bf16" on a GPU that has it, elsewhere "fp32", the only one on a CPU.
             Samples, coefficients, norms and the conditioning are float32 with either. With "fp32", PyTorch's settings say
             whether a GPU may use TF32.
@@ -97,6 +105,8 @@ def generate(
         guidance_interval=guidance_interval,
         guidance_rescale=guidance_rescale,
         dynamic_threshold=dynamic_threshold,
+        guide=guide,
+        cfg_plus_plus=cfg_plus_plus,
         precision=precision,
         compile=compile,
         rng=rng,
@@ -123,6 +133,8 @@ def generate_batches(
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
     dynamic_threshold: float | None = None,
+    guide: ConditionalUNet | None = None,
+    cfg_plus_plus: bool = False,
     precision: Literal["fp32", "bf16"] | None = None,
     compile: bool | None = None,
     rng: Rng = "philox",
@@ -174,12 +186,16 @@ def generate_batches(
     inside = [guided_visits[visit] for visit in visit_of_row.tolist()]
     if not np.isfinite(scales).all():
         raise ValueError(f"guidance is {guidance}; it must be finite (1 is off)")
-    if not config.has_null_label and (scales != 1.0).any():
+    if guide is not None:
+        _check_guide(model, guide)
+    if cfg_plus_plus and not bool((table.coefficients[:, _K_O] != 0).any()):
+        raise ValueError("cfg_plus_plus needs a sampler that noises its prediction again; use ddim")
+    if guide is None and not config.has_null_label and (scales != 1.0).any():
         raise ValueError(
             f"guidance is {guidance}, but the network was trained without a null label; it can be sampled with 1 only"
         )
     scales = np.broadcast_to(scales, (count,))
-    executor = _executor(model, precision, compile, label.ndim == 2)
+    executor = _executor(model, precision, compile, guide, plain=label.ndim == 2 or guide is not None or cfg_plus_plus)
 
     def draw(first: int) -> np.ndarray:
         part = slice(first, first + batch_size)
@@ -187,7 +203,9 @@ def generate_batches(
         # Left after each batch: between two of them the caller's code runs, in the caller's modes.
         with torch.no_grad():
             own_label = torch.from_numpy(label[part]).to(device)
-            null = torch.zeros_like(own_label) if own_label.dim() == 2 else torch.full_like(own_label, config.largest_label)
+            other = own_label
+            if guide is None:
+                other = torch.zeros_like(own_label) if own_label.dim() == 2 else torch.full_like(own_label, config.largest_label)
             noise = None
             if drawn_from is not None:
                 own = drawn_from if isinstance(drawn_from, torch.Generator) else drawn_from[part]
@@ -196,11 +214,12 @@ def generate_batches(
             batch = SamplingBatch(
                 table,
                 [any_guided and row_inside for row_inside in inside],
-                labels=torch.cat([own_label, null]),
+                labels=torch.cat([own_label, other]),
                 seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
                 guidance=torch.tensor(scales[part], device=device),
                 guidance_rescale=guidance_rescale,
                 dynamic_threshold=dynamic_threshold,
+                cfg_plus_plus=cfg_plus_plus,
                 noise=noise,
             )
             with executor.begin(batch) as run:
@@ -213,16 +232,28 @@ def generate_batches(
     return map(draw, range(start, count, batch_size))
 
 
-def _executor(model: ConditionalUNet, precision: str | None, compile: bool | None, vectors: bool) -> Executor:
-    """What runs the model's batches: the one place that asks for the device. Recordings know integers for labels only."""
+def _executor(
+    model: ConditionalUNet, precision: str | None, compile: bool | None, guide: ConditionalUNet | None, plain: bool
+) -> Executor:
+    """What runs the model's batches: the one place that asks for the device. plain: there is more to it than is recorded."""
     dtype = choose_dtype(precision, model)
-    if vectors:
-        return EagerExecutor(model)
+    if plain:
+        return EagerExecutor(model, guide)
     if next(model.parameters()).device.type == "cuda":
         return graph_executor(model, dtype, compiled=has_c_compiler() if compile is None else compile)
     if compile:
         raise ValueError("compile is True, which is for GPUs; on a CPU leave it out")
     return EagerExecutor(model)
+
+
+def _check_guide(model: ConditionalUNet, guide: ConditionalUNet) -> None:
+    """Raises: ValueError where the guide's prediction is no answer to the model's question."""
+    for name in ("in_channels", "out_channels", "num_classes"):
+        ours, theirs = getattr(model.config, name), getattr(guide.config, name)
+        if ours != theirs:
+            raise ValueError(f"the guide's {name} is {theirs}, the model's {ours}; they must agree")
+    if model.diffusion != guide.diffusion:
+        raise ValueError(f"the guide's process is {guide.diffusion}, the model's {model.diffusion}; they must agree")
 
 
 def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] | StepTable, steps: int) -> StepTable:

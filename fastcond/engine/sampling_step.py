@@ -25,7 +25,7 @@ class SamplingStep:
     Args:
         denoiser: of 2B images, those without a condition second. table: on the model's device.
         image_shape: (C, H, W). seeds: int64 [B, 2], (run seed, image index). guidance: float32 [B], w of each image.
-        guidance_rescale, dynamic_threshold: as `composed_step`'s; without them a row is one fused op.
+        guidance_rescale, dynamic_threshold, cfg_plus_plus: as `composed_step`'s; without them a row is one fused op.
         noise: float32 [B, C, H, W], read by `start` and by each row, where it is not philox's; the caller fills it in between.
     Attributes:
         x: float32 [B, C, H, W], the sample; x_0: the same of the last prediction, which is also the history.
@@ -43,12 +43,20 @@ class SamplingStep:
         guidance_rescale: float = 0.0,
         dynamic_threshold: float | None = None,
         noise: Tensor | None = None,
+        cfg_plus_plus: bool = False,
     ) -> None:
         self._denoiser, self._table = denoiser, table
         self._advance: Callable[..., Any] = diffusion_step
         self._noise = noise
-        if guidance_rescale or dynamic_threshold is not None or noise is not None or needs_composition(table):
-            self._advance = partial(composed_step, guidance_rescale=guidance_rescale, percentile=dynamic_threshold, noise=noise)
+        corrected = guidance_rescale or dynamic_threshold is not None or cfg_plus_plus
+        if corrected or noise is not None or needs_composition(table):
+            self._advance = partial(
+                composed_step,
+                guidance_rescale=guidance_rescale,
+                percentile=dynamic_threshold,
+                noise=noise,
+                cfg_plus_plus=cfg_plus_plus,
+            )
         self._seeds, self._guidance = seeds, guidance
         batch = len(seeds)
         # Both halves of the guided batch live in one buffer, which every step fills anew; x is its first half.
