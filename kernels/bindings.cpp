@@ -139,6 +139,4 @@ NB_MODULE(_native, module) {
     bind_network(module);
     module.def("instruction_sets", &fastcond::cpu::instruction_sets, "what this processor can run, the best last");
     module.def("use_instruction_set", &fastcond::cpu::use_instruction_set, "name"_a, "for tests: run another build");
-    module.def("use_largest_cache", &fastcond::cpu::use_largest_cache, "bytes"_a, "for tests: what counts as large");
-    module.def("largest_cache", &fastcond::cpu::largest_cache, "bytes; larger results are stored past the caches");
 }

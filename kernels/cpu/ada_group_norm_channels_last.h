@@ -57,6 +57,9 @@ FASTCOND_INLINE double sum_group(const Block& block, const double* columns, int6
     return total;
 }
 
+template <int n>
+struct Rows {};
+
 // A tile of a row of x, y, dy or dx: sixteen columns, or the `count` that the last one has; and of n rows.
 template <bool whole>
 struct Tile {
@@ -78,10 +81,22 @@ struct Tile {
             else store_lanes(to + k * C, value.of[k], count);
         }
     }
+    // Rows of a later strip: what is read in several places at once, or backwards, no processor fetches by itself.
+    template <int n, typename T>
+    FASTCOND_INLINE void fetch_rows(Rows<n>, const T* from) const {
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
+        for (int k = 0; k < n; ++k) fetch(from + k * C);
+    }
+    template <int n, typename T>
+    FASTCOND_INLINE void fetch_rows_to_write(Rows<n>, const T* from) const {
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
+        for (int k = 0; k < n; ++k) fetch_to_write(from + k * C);
+    }
 };
-
-template <int n>
-struct Rows {};
 
 // Calls run(number of rows as a constant, the first of them) for rows [first, end).
 template <typename Run>
@@ -112,7 +127,10 @@ FASTCOND_INLINE void merge_rows(Tile tile, const T* x, int64_t C, const Lanes& p
     Lanes distance[strip], total = all_lanes(0.0f), centre;
     if (rows == strip) {
 #pragma GCC unroll 16
-        for (int64_t r = 0; r < strip; ++r) distance[r] = tile.template load<1>(x + r * C).of[0] - pivot;
+        for (int64_t r = 0; r < strip; ++r) {
+            tile.fetch_rows(Rows<1>{}, x + (r + strip) * C);
+            distance[r] = tile.template load<1>(x + r * C).of[0] - pivot;
+        }
         Lanes sums[4];
         for (int64_t k = 0; k < 4; ++k)
             sums[k] = (distance[k] + distance[k + 4]) + (distance[k + 8] + distance[k + 12]);
@@ -188,6 +206,7 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
             const Lanes offset = load_lanes(channels.offset + column);
             for_each_rows(first, end, [&](auto rows, int64_t row) FASTCOND_INLINE_LAMBDA {
                 const int64_t at = row * C + column;
+                tile.fetch_rows(rows, x + at - rows_written * C);
                 tile.store(y + at, activated<silu_on>(fused(load_rows(tile, rows, x + at) - mean, slope, offset)));
             });
         });
@@ -221,6 +240,8 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
             Lanes of_distance = all_lanes(0.0f), of_du = of_distance;
             for_each_rows(first, end, [&](auto rows, int64_t row) FASTCOND_INLINE_LAMBDA {
                 const int64_t at = row * C + column;
+                tile.fetch_rows(rows, x + at + strip * C);
+                tile.fetch_rows(rows, dy + at + strip * C);
                 const auto d = load_rows(tile, rows, x + at) - mean;
                 const auto here = through_activation<silu_on>(load_rows(tile, rows, dy + at), fused(d, slope, offset));
                 tile.store(du + at, here);
@@ -258,6 +279,8 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
             const Lanes of_distance = load_lanes(channels.slope + column), constant = load_lanes(channels.offset + column);
             for_each_rows(first, end, [&](auto rows, int64_t row) FASTCOND_INLINE_LAMBDA {
                 const int64_t at = row * C + column;
+                tile.fetch_rows(rows, x + at - 2 * rows_written * C);
+                tile.fetch_rows_to_write(rows, du + at - 2 * rows_written * C);
                 const auto d = load_rows(tile, rows, x + at) - mean;
                 tile.store(dx + at, fused(load_rows(tile, rows, du + at), gain, fused(d, of_distance, constant)));
             });

@@ -24,10 +24,11 @@ struct Whole {
     FASTCOND_INLINE Several<n> only(const Several<n>& value) const { return value; }
     // What the next unit will read: it comes while this one is computed.
     template <typename T>
-    FASTCOND_INLINE void fetch([[maybe_unused]] const T* row) const {
+    FASTCOND_INLINE void fetch_ahead(const T* row) const {
 #if defined(__GNUC__)
-        for (int k = 0; k < n; ++k) __builtin_prefetch(row + i + k * lanes);
+#pragma GCC unroll 8
 #endif
+        for (int k = 0; k < n; ++k) fetch(row + i + k * lanes);
     }
 };
 struct Part {
@@ -41,7 +42,7 @@ struct Part {
         store_lanes(row + i, value.of[0], count);
     }
     template <typename T>
-    FASTCOND_INLINE void fetch(const T*) const {}
+    FASTCOND_INLINE void fetch_ahead(const T*) const {}
     // 0 in the lanes that are not there.
     FASTCOND_INLINE Several<1> only(const Several<1>& value) const {
         float lane[lanes];
@@ -125,7 +126,8 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
         // Distances to one element: a constant group is exactly 0, and large means cost no digits.
         const float pivot = load(from[0]);
         const Lanes pivots = all_lanes(pivot);
-        const double distance = sum(count, [=](auto at, const auto& sums) FASTCOND_INLINE_LAMBDA { return sums + (at(from) - pivots); });
+        const double distance =
+            sum(count, [=](auto at, const auto& sums) FASTCOND_INLINE_LAMBDA { return sums + (at(from) - pivots); });
         mean[g] = mean_of(pivot, float(distance / double(count)));
     }
     for (int64_t g = 0; g < unit.groups; ++g) {
@@ -154,7 +156,7 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
         const T* from = x + c * unit.positions;
         T* to = y + c * unit.positions;
         for_each_lanes(unit.positions, [=](auto at) FASTCOND_INLINE_LAMBDA {
-            if constexpr (silu_on) at.fetch(from + next);
+            if constexpr (silu_on) at.fetch_ahead(from + next);
             at.put(to, activated<silu_on>(fused(at(from) - means, slope, offset)));
         });
     }
@@ -176,8 +178,8 @@ FASTCOND_INLINE ChannelSums reduce_channel(const T* x, const T* dy, float* du, i
         float* to = du + begin;
         for_each_lanes(smaller(rows_a_float * lanes, positions - begin), [&](auto at) FASTCOND_INLINE_LAMBDA {
             if constexpr (silu_on) {
-                at.fetch(from + next);
-                at.fetch(upstream + next);
+                at.fetch_ahead(from + next);
+                at.fetch_ahead(upstream + next);
             }
             const auto d = at(from) - mean;
             const auto here = at.only(through_activation<silu_on>(at(upstream), fused(d, slope, offset)));

@@ -1,7 +1,8 @@
 // AdaGN's loops, compiled once for each instruction set (FASTCOND_ISA names it, CMakeLists.txt lists them).
 //
 // A unit of work is computed by one thread, in an order that depends on an image's own shape alone: the same bits at any
-// batch size and any number of threads. Sums run over few elements in each of sixteen float32 lanes, and then in double.
+// batch size and any number of threads, though not on another instruction set. Sums run over few elements in each of sixteen
+// float32 lanes, and then in double.
 //
 // No standard-library templates: the linker would keep one instance for all builds, perhaps the one with the widest
 // instructions.
@@ -25,7 +26,8 @@ template <typename T, bool silu_on>
 void run(const AdaGroupNorm& call, const AdaGroupNormForward& pass) {
     if (call.channels_last) {
         const Blocks blocks = blocks_of(call);
-        for_each_unit(call, call.batch * blocks.count, [&](int64_t i) { forward_channels_last<T, silu_on>(call, pass, blocks, i); });
+        for_each_unit(call, call.batch * blocks.count,
+                      [&](int64_t i) { forward_channels_last<T, silu_on>(call, pass, blocks, i); });
     } else {
         for_each_unit(call, Unit::units_of(call, elements_of_forward),
                       [&](int64_t i) { forward_contiguous<T, silu_on>(call, pass, i); });
@@ -36,7 +38,8 @@ template <typename T, bool silu_on>
 void run(const AdaGroupNorm& call, const AdaGroupNormBackward& pass) {
     if (call.channels_last) {
         const Blocks blocks = blocks_of(call);
-        for_each_unit(call, call.batch * blocks.count, [&](int64_t i) { backward_channels_last<T, silu_on>(call, pass, blocks, i); });
+        for_each_unit(call, call.batch * blocks.count,
+                      [&](int64_t i) { backward_channels_last<T, silu_on>(call, pass, blocks, i); });
     } else {
         for_each_unit(call, Unit::units_of(call, elements_of_backward),
                       [&](int64_t i) { backward_contiguous<T, silu_on>(call, pass, i); });

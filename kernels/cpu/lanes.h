@@ -1,6 +1,6 @@
 // Sixteen float32 at a time, for sources that are compiled once for each instruction set: in one, two or four vector
 // registers. A lane is computed alike in all of them, and nothing is contracted into a fused multiply-add
-// (CMakeLists.txt), so every build gives the same bits.
+// (CMakeLists.txt): where a source asks for none, nor for an approximation, every build gives the same bits.
 //
 // The registers are the compiler's vector extension, not intrinsics; a compiler without one gets arrays of floats.
 #pragma once
@@ -218,28 +218,15 @@ FASTCOND_INLINE void store_lanes(BFloat16* to, const Lanes& value) {
 }
 #endif
 
-// A store past the caches, for a result that they could not hold: it spares reading the lines that it replaces.
-template <typename T>
-FASTCOND_INLINE void stream_lanes(T* to, const Lanes& value) {
-    store_lanes(to, value);
-}
-#if defined(__SSE2__)
-FASTCOND_INLINE void stream_lanes(float* to, const Lanes& value) {
-    if (reinterpret_cast<std::uintptr_t>(to) % sizeof value) return store_lanes(to, value);
-#if defined(__AVX512F__)
-    FASTCOND_EACH_REGISTER(_mm512_stream_ps(to + i * 16, value.part[i]))
-#elif defined(__AVX2__)
-    FASTCOND_EACH_REGISTER(_mm256_stream_ps(to + i * 8, value.part[i]))
-#else
-    FASTCOND_EACH_REGISTER(_mm_stream_ps(to + i * 4, value.part[i]))
+// Asks for a cache line before it is needed; of a place that is not there nothing comes.
+FASTCOND_INLINE void fetch([[maybe_unused]] const void* place) {
+#if defined(__GNUC__)
+    __builtin_prefetch(place);
 #endif
 }
-#endif
-
-// After the last stream_lanes of a thread, before another may read.
-FASTCOND_INLINE void end_streams() {
-#if defined(__SSE2__)
-    _mm_sfence();
+FASTCOND_INLINE void fetch_to_write([[maybe_unused]] const void* place) {
+#if defined(__GNUC__)
+    __builtin_prefetch(place, 1);
 #endif
 }
 

@@ -1,5 +1,5 @@
-// Products of matrices with the sums in registers, by fused multiply-adds: the only kernels whose bits differ between
-// instruction sets. An element's terms are added one after another, whatever rows and columns are computed beside it.
+// Products of matrices with the sums in registers, by fused multiply-adds: their bits differ between instruction sets. An
+// element's terms are added one after another, whatever rows and columns are computed beside it.
 #pragma once
 
 #include "lanes.h"

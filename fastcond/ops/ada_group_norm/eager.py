@@ -35,9 +35,7 @@ def is_short(*tensors: Tensor | None) -> bool:
     return all(tensor is None or (type(tensor) in _PLAIN and tensor.is_cpu) for tensor in tensors)
 
 
-def ada_group_norm(
-    x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, eps: float, silu: bool
-) -> Tensor | None:
+def ada_group_norm(x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, eps: float, silu: bool) -> Tensor | None:
     """y, differentiable as the op is, of operands whose shapes were checked; None where the op has to be called."""
     if x.dtype not in cpu.STORED or not is_short(x, *operands) or x.numel() == 0:
         return None
@@ -47,7 +45,7 @@ def ada_group_norm(
     if torch.is_grad_enabled():
         for tensor in (x, *operands):
             if tensor is not None and tensor.requires_grad:
-                return _Differentiable.apply(x, *operands, channels_last, num_groups, eps, silu)  # type: ignore[no-any-return]
+                return _Differentiable.apply(x, *operands, channels_last, num_groups, eps, silu)
     return cpu.normalise(x, channels_last, operands, num_groups, eps, silu, None, None)
 
 
