@@ -105,7 +105,7 @@ FASTCOND_INLINE void set_lines(const AdaGroupNorm& call, const Channels& channel
         const Lanes slope = load(channels.slope + c) * gain;
         // What the mean's rounding left out is small beside what it is added to. Bounded, for of an infinite slope comes
         // infinity or NaN, where it is x that should decide.
-        offset = offset - bounded(load(channels.offset + c) * slope, -3e38f, 3e38f);
+        offset = offset - bounded(load(channels.offset + c) * slope, -1e38f, 1e38f);
         const Lanes factor = all_lanes(silu_on ? minus_log2_e : 1.0f);
         store_lanes(channels.gain + c, gain);
         store_lanes(channels.slope + c, slope * factor);
