@@ -43,7 +43,7 @@ void draw(Address seeds, uint32_t step, Address out, int64_t images, int64_t cou
 AdaGroupNorm norm_call(const std::array<Address, 5>& tensors, const std::array<int64_t, 10>& n) {
     const auto floats = [&](int i) { return reinterpret_cast<const float*>(tensors[i]); };
     return {reinterpret_cast<const void*>(tensors[0]), floats(1), floats(2), floats(3), floats(4), n[0], n[1],
-            n[2], n[3], n[4], n[5], n[6] != 0, n[7] != 0, Stored(n[8]), int(n[9]), false};
+            n[2], n[3], n[4], n[5], n[6] != 0, n[7] != 0, Stored(n[8]), int(n[9])};
 }
 
 void norm_forward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbers, float eps, Address y, Address mean,
@@ -53,12 +53,14 @@ void norm_forward(std::array<Address, 5> tensors, std::array<int64_t, 10> number
                                    reinterpret_cast<float*>(rstd)});
 }
 
+// Gradients of scale, shift, weight and bias as addresses, 0 for none.
 void norm_backward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbers, Address dy, Address mean,
-                   Address rstd, Address dx, Address A, Address B) {
+                   Address rstd, Address dx, std::array<Address, 4> gradients) {
+    const auto floats = [](Address address) { return reinterpret_cast<float*>(address); };
     fastcond::cpu::ada_group_norm_backward(
         norm_call(tensors, numbers),
-        {reinterpret_cast<const void*>(dy), reinterpret_cast<const float*>(mean), reinterpret_cast<const float*>(rstd),
-         reinterpret_cast<void*>(dx), reinterpret_cast<float*>(A), reinterpret_cast<float*>(B)});
+        {reinterpret_cast<const void*>(dy), floats(mean), floats(rstd), reinterpret_cast<void*>(dx)},
+        {floats(gradients[0]), floats(gradients[1]), floats(gradients[2]), floats(gradients[3])});
 }
 
 // Tensors as in NormConv's fields, 0 for none, and [bias's row stride, B, H, W, C, K, silu, threads].
@@ -119,9 +121,10 @@ NB_MODULE(_native, module) {
                "count"_a, "stream"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
                "seeds int64 [images, 2] -> out float32 [images, count]");
     module.def("ada_group_norm", &norm_forward, "tensors"_a, "numbers"_a, "eps"_a, "y"_a, "mean"_a, "rstd"_a,
-               nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
+               nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call; mean and rstd may be 0");
     module.def("ada_group_norm_backward", &norm_backward, "tensors"_a, "numbers"_a, "dy"_a, "mean"_a, "rstd"_a,
-               "dx"_a, "A"_a, "B"_a, nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call");
+               "dx"_a, "gradients"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "tensors and numbers as in norm_call, gradients as in norm_backward");
     module.def("norm_conv", &convolve, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
                "tensors and numbers as in convolve");
     module.def("small_attention", &attend, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
@@ -136,6 +139,4 @@ NB_MODULE(_native, module) {
     bind_network(module);
     module.def("instruction_sets", &fastcond::cpu::instruction_sets, "what this processor can run, the best last");
     module.def("use_instruction_set", &fastcond::cpu::use_instruction_set, "name"_a, "for tests: run another build");
-    module.def("use_largest_cache", &fastcond::cpu::use_largest_cache, "bytes"_a, "for tests: what counts as large");
-    module.def("largest_cache", &fastcond::cpu::largest_cache, "bytes; larger results are stored past the caches");
 }

@@ -24,14 +24,13 @@ struct AdaGroupNorm {
     bool channels_last;
     Stored stored;  // x, y, dy and dx; all else is float32
     int threads;
-    bool streams = false;  // results go past the caches, which could not hold them
 };
 
 struct AdaGroupNormForward {
     float eps;
     void* y;
-    float* mean;  // [2, B, G], the mean and what its rounding left out
-    float* rstd;  // [B, G]
+    float* mean;  // [2, B, G], the mean and what its rounding left out; null where no backward follows
+    float* rstd;  // [B, G]; null with mean
 };
 
 struct AdaGroupNormBackward {
@@ -39,11 +38,19 @@ struct AdaGroupNormBackward {
     const float* mean;  // [2, B, G]
     const float* rstd;  // [B, G]
     void* dx;
-    float* A;  // [B, C], sum over positions of du xh
-    float* B;  // [B, C], sum over positions of du
+    float* A = nullptr;  // [B, C], sum over positions of du xh; ada_group_norm_backward's own
+    float* B = nullptr;  // [B, C], sum over positions of du
 };
 
-void ada_group_norm(AdaGroupNorm call, const AdaGroupNormForward& forward);
-void ada_group_norm_backward(AdaGroupNorm call, const AdaGroupNormBackward& backward);
+// Null where none is wanted.
+struct OperandGradients {
+    float* scale;   // [B, C]
+    float* shift;   // [B, C]
+    float* weight;  // [C]
+    float* bias;    // [C]
+};
+
+void ada_group_norm(const AdaGroupNorm& call, const AdaGroupNormForward& forward);
+void ada_group_norm_backward(const AdaGroupNorm& call, AdaGroupNormBackward backward, const OperandGradients& gradients);
 
 }  // namespace fastcond::cpu

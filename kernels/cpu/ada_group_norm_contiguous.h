@@ -1,4 +1,7 @@
-// AdaGN of [B, C, positions]: a unit of work is one group, whose channels lie one after another.
+// AdaGN of [B, C, positions]: a unit of work is a few groups of one image, each of them channels that lie one after another.
+//
+// What is computed of a group does not depend on the unit that it is in. A group's sums are waited for before its next pass:
+// a few groups in turn keep the processor busy meanwhile, and lie in the first cache from pass to pass.
 #pragma once
 
 #include "ada_group_norm_shared.h"
@@ -6,189 +9,237 @@
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
-// Lanes at element i of a row, all of them or the first `count`.
+// n Lanes at element i of a row, all of them or the first `count`.
+template <int n>
 struct Whole {
     int64_t i;
     template <typename T>
-    FASTCOND_INLINE Lanes operator()(const T* row) const {
-        return load_lanes(row + i);
+    FASTCOND_INLINE Several<n> operator()(const T* row) const {
+        return load_several<n>(row + i, lanes);
     }
-    FASTCOND_INLINE Lanes only(const Lanes& value) const { return value; }
+    template <typename T>
+    FASTCOND_INLINE void put(T* row, const Several<n>& value) const {
+        store_several(row + i, lanes, value);
+    }
+    FASTCOND_INLINE Several<n> only(const Several<n>& value) const { return value; }
+    // What the next unit will read: it comes while this one is computed.
+    template <typename T>
+    FASTCOND_INLINE void fetch_ahead(const T* row) const {
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
+        for (int k = 0; k < n; ++k) fetch(row + i + k * lanes);
+    }
 };
 struct Part {
     int64_t i, count;
     template <typename T>
-    FASTCOND_INLINE Lanes operator()(const T* row) const {
-        return load_lanes(row + i, count);
+    FASTCOND_INLINE Several<1> operator()(const T* row) const {
+        return {{load_lanes(row + i, count)}};
     }
+    template <typename T>
+    FASTCOND_INLINE void put(T* row, const Several<1>& value) const {
+        store_lanes(row + i, value.of[0], count);
+    }
+    template <typename T>
+    FASTCOND_INLINE void fetch_ahead(const T*) const {}
     // 0 in the lanes that are not there.
-    FASTCOND_INLINE Lanes only(const Lanes& value) const {
+    FASTCOND_INLINE Several<1> only(const Several<1>& value) const {
         float lane[lanes];
-        store_lanes(lane, value);
-        return load_lanes(lane, count);
+        store_lanes(lane, value.of[0]);
+        return {{load_lanes(lane, count)}};
     }
 };
 
-// Sum over i < count of value(at), in lanes.
-template <typename Value>
-FASTCOND_INLINE double sum(int64_t count, Value value) {
-    constexpr int64_t chains = 4;  // an addition takes longer than the loads that feed it
-    Totals totals = {};
+constexpr int64_t most_groups = 16;
+
+// Groups [first, first + groups) of one image.
+struct Unit {
+    int64_t image, first, groups, width, positions, count;
+
+    static int64_t groups_of(const AdaGroupNorm& call, int64_t elements) {
+        const int64_t count = call.channels / call.groups * call.positions;
+        return larger(1, smaller(smaller(elements / count, most_groups), call.groups));
+    }
+    static int64_t units_of(const AdaGroupNorm& call, int64_t elements) {
+        const int64_t groups = groups_of(call, elements);
+        return call.batch * ((call.groups + groups - 1) / groups);
+    }
+    Unit(const AdaGroupNorm& call, int64_t elements, int64_t index) {
+        const int64_t most = groups_of(call, elements), of_image = (call.groups + most - 1) / most;
+        image = index / of_image;
+        first = index % of_image * most;
+        groups = smaller(most, call.groups - first);
+        width = call.channels / call.groups;
+        positions = call.positions;
+        count = width * positions;
+    }
+};
+
+constexpr int64_t elements_of_forward = 4096, elements_of_backward = 2048;
+
+// Sums over i < count of what add(at, sums) adds to several Lanes of sums.
+template <typename Add>
+FASTCOND_INLINE double sum(int64_t count, Add add) {
+    constexpr int chains = registers < 8 ? 8 / registers : 1;  // an addition takes longer than the loads that feed it
+    double total = 0.0;
     int64_t i = 0;
     while (i + chains * lanes <= count) {
-        Lanes a = all_lanes(0.0f), b = a, c = a, d = a;
-        const int64_t stop = smaller(count - chains * lanes + 1, i + rows_a_float * lanes);
-        for (; i < stop; i += chains * lanes) {
-            a = a + value(Whole{i});
-            b = b + value(Whole{i + lanes});
-            c = c + value(Whole{i + 2 * lanes});
-            d = d + value(Whole{i + 3 * lanes});
-        }
-        add(totals.lane, (a + b) + (c + d));
+        Several<chains> sums = several<chains>([](int) FASTCOND_INLINE_LAMBDA { return all_lanes(0.0f); });
+        const int64_t stop = smaller(count - chains * lanes + 1, i + rows_a_float * chains * lanes);
+        for (; i < stop; i += chains * lanes) sums = add(Whole<chains>{i}, sums);
+        total += sum_of(folded(sums));
     }
     if (i < count) {
-        Lanes rest = all_lanes(0.0f);
-        for (; i + lanes <= count; i += lanes) rest = rest + value(Whole{i});
+        const Several<1> zero = {{all_lanes(0.0f)}};
+        Several<1> rest = zero;
+        for (; i + lanes <= count; i += lanes) rest = add(Whole<1>{i}, rest);
         if (i < count) {
             const Part part{i, count - i};
-            rest = rest + part.only(value(part));
+            rest = rest + part.only(add(part, zero));
         }
-        add(totals.lane, rest);
+        total += sum_of(rest.of[0]);
     }
-    return sum_of(totals);
+    return total;
 }
 
-// Writes act(value(at)) to out for i < count.
-template <bool silu_on, bool streams, typename T, typename Value>
-FASTCOND_INLINE void write(int64_t count, T* out, Value value) {
-    const auto put = [&](int64_t i, const Lanes& y) FASTCOND_INLINE_LAMBDA {
-        if constexpr (streams)
-            stream_lanes(out + i, y);
-        else
-            store_lanes(out + i, y);
-    };
+// Calls run(at) for all lanes of i < count.
+template <typename Run>
+FASTCOND_INLINE void for_each_lanes(int64_t count, Run run) {
     int64_t i = 0;
-    for (; i + 4 * lanes <= count; i += 4 * lanes) {
-        const FourLanes u{{value(Whole{i}), value(Whole{i + lanes}), value(Whole{i + 2 * lanes}), value(Whole{i + 3 * lanes})}};
-        const FourLanes y = activate<silu_on>(u);
-        put(i, y.of[0]);
-        put(i + lanes, y.of[1]);
-        put(i + 2 * lanes, y.of[2]);
-        put(i + 3 * lanes, y.of[3]);
-    }
-    for (; i + lanes <= count; i += lanes) put(i, activate<silu_on>(value(Whole{i})));
-    if (i < count) store_lanes(out + i, activate<silu_on>(value(Part{i, count - i})), count - i);
+    for (; i + in_step * lanes <= count; i += in_step * lanes) run(Whole<in_step>{i});
+    if constexpr (in_step > 1)
+        for (; i + lanes <= count; i += lanes) run(Whole<1>{i});
+    if (i < count) run(Part{i, count - i});
 }
 
-template <typename T, bool silu_on, bool streams>
-void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& forward, int64_t unit) {
-    const int64_t image = unit / call.groups, group = unit % call.groups;
-    const int64_t P = call.positions, width = call.channels / call.groups, count = width * P;
-    const T* x = static_cast<const T*>(call.x) + unit * count;
-    T* y = static_cast<T*>(forward.y) + unit * count;
-    // Distances to one element: a constant group is exactly 0, and large means cost no digits.
-    const float pivot = load(x[0]);
-    const Lanes pivots = all_lanes(pivot);
-    const float centre = float(sum(count, [=](auto at) FASTCOND_INLINE_LAMBDA { return at(x) - pivots; }) / double(count));
-    const Lanes centres = all_lanes(centre);
-    const double squares = sum(count, [=](auto at) FASTCOND_INLINE_LAMBDA {
-        const Lanes d = (at(x) - pivots) - centres;
-        return d * d;
-    });
-    const float rstd = reciprocal_root(squares, double(count), forward.eps);
-    keep_mean(call, forward.mean, unit, pivot, centre);
-    forward.rstd[unit] = rstd;
-    for (int64_t c = 0; c < width; ++c) {
-        const Affine a = affine(call, image, group * width + c);
-        const Lanes slope = all_lanes(rstd * a.gain), offset = all_lanes(a.offset);
-        const T* in = x + c * P;
-        write<silu_on, streams>(P, y + c * P, [=](auto at) FASTCOND_INLINE_LAMBDA {
-            return ((at(in) - pivots) - centres) * slope + offset;
+template <typename T, bool silu_on>
+void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& forward, int64_t index) {
+    const Unit unit(call, elements_of_forward, index);
+    const int64_t count = unit.count, start = (unit.image * call.groups + unit.first) * count;
+    const T* x = static_cast<const T*>(call.x) + start;
+    T* y = static_cast<T*>(forward.y) + start;
+    Mean mean[most_groups];
+    float rstd[most_groups];
+    for (int64_t g = 0; g < unit.groups; ++g) {
+        const T* from = x + g * count;
+        // Distances to one element: a constant group is exactly 0, and large means cost no digits.
+        const float pivot = load(from[0]);
+        const Lanes pivots = all_lanes(pivot);
+        const double distance =
+            sum(count, [=](auto at, const auto& sums) FASTCOND_INLINE_LAMBDA { return sums + (at(from) - pivots); });
+        mean[g] = mean_of(pivot, float(distance / double(count)));
+    }
+    for (int64_t g = 0; g < unit.groups; ++g) {
+        const T* from = x + g * count;
+        const Lanes means = all_lanes(mean[g].rounded);
+        const double squares = sum(count, [=](auto at, const auto& sums) FASTCOND_INLINE_LAMBDA {
+            const auto d = at(from) - means;
+            return fused(d, d, sums);
+        });
+        rstd[g] = reciprocal_root(about_mean(squares, mean[g], double(count)), double(count), forward.eps);
+    }
+    thread_local Scratch<float> memory;
+    Channels channels(unit.image, unit.first * unit.width, unit.groups * unit.width, memory);
+    for (int64_t g = 0; g < unit.groups; ++g) {
+        channels.set_group(g * unit.width, (g + 1) * unit.width, mean[g], rstd[g]);
+        if (forward.rstd != nullptr) {
+            keep_mean(call, forward.mean, unit.image * call.groups + unit.first + g, mean[g]);
+            forward.rstd[unit.image * call.groups + unit.first + g] = rstd[g];
+        }
+    }
+    set_lines<silu_on>(call, channels);
+    const int64_t next = unit.groups * count;
+    for (int64_t c = 0; c < channels.count; ++c) {
+        const Lanes means = all_lanes(channels.mean[c]), slope = all_lanes(channels.slope[c]);
+        const Lanes offset = all_lanes(channels.offset[c]);
+        const T* from = x + c * unit.positions;
+        T* to = y + c * unit.positions;
+        for_each_lanes(unit.positions, [=](auto at) FASTCOND_INLINE_LAMBDA {
+            if constexpr (silu_on) at.fetch_ahead(from + next);
+            at.put(to, activated<silu_on>(fused(at(from) - means, slope, offset)));
         });
     }
-    if (streams) end_streams();
 }
 
-// Sums over a channel.
+// Sums over a channel of du (x - mean) and of du.
 struct ChannelSums {
-    double A, B;
+    double of_distance, of_du;
 };
 
-// A += du xh and B += du over one channel; du is kept.
+// Stores du of one channel too. `next` is the distance to what the next unit will read.
 template <bool silu_on, typename T>
-FASTCOND_INLINE ChannelSums reduce_channel(const T* x, const T* dy, float* du, int64_t P, const Lanes& mean,
-                                           const Lanes& left_out, const Lanes& rstd, Affine affine) {
-    const Lanes gain = all_lanes(affine.gain), offset = all_lanes(affine.offset);
-    const auto normalised = [&](int64_t i) FASTCOND_INLINE_LAMBDA {
-        return ((load_lanes(x + i) - mean) - left_out) * rstd;
-    };
-    Totals A = {}, B = {};
-    int64_t i = 0;
-    while (i < P) {
-        Lanes a = all_lanes(0.0f), b = a;
-        const int64_t stop = smaller(P, i + rows_a_float * lanes);
-        for (; i + 4 * lanes <= stop; i += 4 * lanes) {
-            const FourLanes xh{{normalised(i), normalised(i + lanes), normalised(i + 2 * lanes), normalised(i + 3 * lanes)}};
-            const FourLanes upstream{{load_lanes(dy + i), load_lanes(dy + i + lanes), load_lanes(dy + i + 2 * lanes),
-                                      load_lanes(dy + i + 3 * lanes)}};
-            const FourLanes of_four = through_activation<silu_on>(upstream, xh * gain + offset);
-            store_lanes(du + i, of_four.of[0]);
-            store_lanes(du + i + lanes, of_four.of[1]);
-            store_lanes(du + i + 2 * lanes, of_four.of[2]);
-            store_lanes(du + i + 3 * lanes, of_four.of[3]);
-            const FourLanes products = of_four * xh;
-            a = a + ((products.of[0] + products.of[1]) + (products.of[2] + products.of[3]));
-            b = b + ((of_four.of[0] + of_four.of[1]) + (of_four.of[2] + of_four.of[3]));
-        }
-        for (; i < stop; i += lanes) {
-            const Part part{i, smaller(lanes, stop - i)};
-            const Lanes xh = ((part(x) - mean) - left_out) * rstd;
-            const Lanes of_part = through_activation<silu_on>(part(dy), xh * gain + offset);
-            store_lanes(du + i, of_part, part.count);
-            a = a + part.only(of_part * xh);
-            b = b + part.only(of_part);
-        }
-        add(A.lane, a);
-        add(B.lane, b);
+FASTCOND_INLINE ChannelSums reduce_channel(const T* x, const T* dy, float* du, int64_t positions, int64_t next, const Lanes& mean,
+                                           const Lanes& slope, const Lanes& offset) {
+    ChannelSums total = {0.0, 0.0};
+    for (int64_t begin = 0; begin < positions; begin += rows_a_float * lanes) {
+        Lanes of_distance = all_lanes(0.0f), of_du = of_distance;
+        const T *from = x + begin, *upstream = dy + begin;
+        float* to = du + begin;
+        for_each_lanes(smaller(rows_a_float * lanes, positions - begin), [&](auto at) FASTCOND_INLINE_LAMBDA {
+            if constexpr (silu_on) {
+                at.fetch_ahead(from + next);
+                at.fetch_ahead(upstream + next);
+            }
+            const auto d = at(from) - mean;
+            const auto here = at.only(through_activation<silu_on>(at(upstream), fused(d, slope, offset)));
+            at.put(to, here);
+            of_distance = of_distance + folded(here * d);
+            of_du = of_du + folded(here);
+        });
+        total.of_distance += sum_of(of_distance);
+        total.of_du += sum_of(of_du);
     }
-    return {sum_of(A), sum_of(B)};
+    return total;
 }
 
-template <typename T, bool silu_on, bool streams>
-void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, int64_t unit) {
-    thread_local Scratch<float> memory;
-    const int64_t image = unit / call.groups, group = unit % call.groups;
-    const int64_t P = call.positions, width = call.channels / call.groups, count = width * P;
-    const T* x = static_cast<const T*>(call.x) + unit * count;
-    const T* dy = static_cast<const T*>(backward.dy) + unit * count;
-    T* dx = static_cast<T*>(backward.dx) + unit * count;
-    const Lanes mean = all_lanes(backward.mean[unit]);
-    const Lanes left_out = all_lanes(backward.mean[call.batch * call.groups + unit]);
-    const float rstd = backward.rstd[unit];
-    const Lanes rstds = all_lanes(rstd);
-    float* du = memory.take(count);
-    double m1 = 0.0, m2 = 0.0;
-    for (int64_t c = 0; c < width; ++c) {
-        const int64_t channel = group * width + c;
-        const Affine a = affine(call, image, channel);
-        const ChannelSums sums = reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, P, mean, left_out, rstds, a);
-        backward.A[image * call.channels + channel] = float(sums.A);
-        backward.B[image * call.channels + channel] = float(sums.B);
-        m1 += double(a.gain) * sums.A;
-        m2 += double(a.gain) * sums.B;
+template <typename T, bool silu_on>
+void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, int64_t index) {
+    thread_local Scratch<float> memory, numbers;
+    const Unit unit(call, elements_of_backward, index);
+    const int64_t P = unit.positions, count = unit.count, first_group = unit.image * call.groups + unit.first;
+    const T* x = static_cast<const T*>(call.x) + first_group * count;
+    const T* dy = static_cast<const T*>(backward.dy) + first_group * count;
+    T* dx = static_cast<T*>(backward.dx) + first_group * count;
+    float* du;
+    if constexpr (sizeof(T) == sizeof(float)) du = dx;  // du stands where dx is to be
+    else du = memory.take(unit.groups * count);
+    Channels channels(unit.image, unit.first * unit.width, unit.groups * unit.width, numbers);
+    for (int64_t g = 0; g < unit.groups; ++g)
+        channels.set_group(g * unit.width, (g + 1) * unit.width, kept_mean(call, backward.mean, first_group + g),
+                           backward.rstd[first_group + g]);
+    set_lines<silu_on>(call, channels);
+    float* A = backward.A + unit.image * call.channels + channels.first;
+    float* B = backward.B + unit.image * call.channels + channels.first;
+    GradientOfGroup gradient[most_groups];
+    for (int64_t g = 0; g < unit.groups; ++g) {
+        const Mean mean = kept_mean(call, backward.mean, first_group + g);
+        const float rstd = backward.rstd[first_group + g];
+        double sum_A = 0.0, sum_B = 0.0;
+        for (int64_t c = g * unit.width; c < (g + 1) * unit.width; ++c) {
+            const ChannelSums sums =
+                reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, P, unit.groups * count, all_lanes(mean.rounded),
+                                        all_lanes(channels.slope[c]), all_lanes(channels.offset[c]));
+            const double of_xh = double(rstd) * (sums.of_distance - double(mean.left_out) * sums.of_du);
+            A[c] = float(of_xh);
+            B[c] = float(sums.of_du);
+            sum_A += double(channels.gain[c]) * of_xh;
+            sum_B += double(channels.gain[c]) * sums.of_du;
+        }
+        gradient[g] = gradient_of_group(mean, rstd, sum_A, sum_B, double(count));
     }
-    // dx = rstd (w du - m2 - xh m1)
-    const Lanes of_xh = all_lanes(float(double(rstd) * m1 / double(count)));
-    const Lanes constant = all_lanes(float(double(rstd) * m2 / double(count)));
-    for (int64_t c = 0; c < width; ++c) {
-        const Lanes of_du = all_lanes(rstd * affine(call, image, group * width + c).gain);
-        const T* in = x + c * P;
-        const float* du_c = du + c * P;
-        write<false, streams>(P, dx + c * P, [=](auto at) FASTCOND_INLINE_LAMBDA {
-            return (of_du * at(du_c) - constant) - ((at(in) - mean) - left_out) * rstds * of_xh;
-        });
+    for (int64_t g = 0; g < unit.groups; ++g) {
+        const Lanes of_distance = all_lanes(gradient[g].of_distance), constant = all_lanes(gradient[g].constant);
+        for (int64_t c = g * unit.width; c < (g + 1) * unit.width; ++c) {
+            const Lanes mean = all_lanes(channels.mean[c]), of_du = all_lanes(gradient[g].rstd * channels.gain[c]);
+            const T* from = x + c * P;
+            const float* du_c = du + c * P;
+            T* to = dx + c * P;
+            for_each_lanes(P, [=](auto at) FASTCOND_INLINE_LAMBDA {
+                at.put(to, fused(at(du_c), of_du, fused(at(from) - mean, of_distance, constant)));
+            });
+        }
     }
-    if (streams) end_streams();
 }
 
 }  // namespace

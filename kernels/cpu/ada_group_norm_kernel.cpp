@@ -1,7 +1,8 @@
 // AdaGN's loops, compiled once for each instruction set (FASTCOND_ISA names it, CMakeLists.txt lists them).
 //
 // A unit of work is computed by one thread, in an order that depends on an image's own shape alone: the same bits at any
-// batch size and any number of threads. Sums run over few elements in each of sixteen float32 lanes, and then in double.
+// batch size and any number of threads, though not on another instruction set. Sums run over few elements in each of sixteen
+// float32 lanes, and then in double.
 //
 // No standard-library templates: the linker would keep one instance for all builds, perhaps the one with the widest
 // instructions.
@@ -21,36 +22,33 @@ void for_each_unit(const AdaGroupNorm& call, int64_t units, Unit unit) {
     for (int64_t i = 0; i < units; ++i) unit(i);
 }
 
-template <typename T, bool silu_on, bool streams>
+template <typename T, bool silu_on>
 void run(const AdaGroupNorm& call, const AdaGroupNormForward& pass) {
     if (call.channels_last) {
-        const Blocks blocks = blocks_of(call, false);
+        const Blocks blocks = blocks_of(call);
         for_each_unit(call, call.batch * blocks.count,
-                      [&](int64_t i) { forward_channels_last<T, silu_on, streams>(call, pass, blocks, i); });
+                      [&](int64_t i) { forward_channels_last<T, silu_on>(call, pass, blocks, i); });
     } else {
-        for_each_unit(call, call.batch * call.groups,
-                      [&](int64_t i) { forward_contiguous<T, silu_on, streams>(call, pass, i); });
+        for_each_unit(call, Unit::units_of(call, elements_of_forward),
+                      [&](int64_t i) { forward_contiguous<T, silu_on>(call, pass, i); });
     }
 }
 
-template <typename T, bool silu_on, bool streams>
+template <typename T, bool silu_on>
 void run(const AdaGroupNorm& call, const AdaGroupNormBackward& pass) {
     if (call.channels_last) {
-        const Blocks blocks = blocks_of(call, true);
+        const Blocks blocks = blocks_of(call);
         for_each_unit(call, call.batch * blocks.count,
-                      [&](int64_t i) { backward_channels_last<T, silu_on, streams>(call, pass, blocks, i); });
+                      [&](int64_t i) { backward_channels_last<T, silu_on>(call, pass, blocks, i); });
     } else {
-        for_each_unit(call, call.batch * call.groups,
-                      [&](int64_t i) { backward_contiguous<T, silu_on, streams>(call, pass, i); });
+        for_each_unit(call, Unit::units_of(call, elements_of_backward),
+                      [&](int64_t i) { backward_contiguous<T, silu_on>(call, pass, i); });
     }
 }
 
 template <typename T, typename Pass>
 void run_on(const AdaGroupNorm& call, const Pass& pass) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-        if (call.streams) return call.silu ? run<T, true, true>(call, pass) : run<T, false, true>(call, pass);
-    }
-    call.silu ? run<T, true, false>(call, pass) : run<T, false, false>(call, pass);
+    call.silu ? run<T, true>(call, pass) : run<T, false>(call, pass);
 }
 
 template <typename Pass>

@@ -2,10 +2,6 @@
 
 #include <stdexcept>
 
-#if defined(__linux__)
-#include <unistd.h>
-#endif
-
 namespace fastcond::cpu {
 namespace {
 
@@ -32,18 +28,6 @@ InstructionSet best() {
 
 InstructionSet chosen = best();
 
-int64_t find_largest_cache() {
-    // Some processors report the sum of caches of which a core reaches one, so no more than a usual one is believed.
-    constexpr int64_t usual = int64_t{32} << 20;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    for (int level : {_SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
-        if (const long bytes = sysconf(level); bytes > 0) return bytes < usual ? bytes : usual;
-#endif
-    return usual;
-}
-
-int64_t cache = find_largest_cache();
-
 }  // namespace
 
 InstructionSet instruction_set() { return chosen; }
@@ -63,9 +47,5 @@ void use_instruction_set(const std::string& name) {
         }
     throw std::invalid_argument("instruction set " + name + " is not there");
 }
-
-int64_t largest_cache() { return cache; }
-
-void use_largest_cache(int64_t bytes) { cache = bytes; }
 
 }  // namespace fastcond::cpu

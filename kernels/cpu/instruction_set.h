@@ -19,12 +19,6 @@ std::vector<std::string> instruction_sets();
 // For tests: run another build. Throws std::invalid_argument for a name that is not among instruction_sets().
 void use_instruction_set(const std::string& name);
 
-// Bytes of the processor's last cache: larger results are stored past the caches.
-int64_t largest_cache();
-
-// For tests: believe in another size.
-void use_largest_cache(int64_t bytes);
-
 }  // namespace fastcond::cpu
 
 // Declares a kernel's builds, and calls the chosen build of `function`.

@@ -1,6 +1,6 @@
 // Sixteen float32 at a time, for sources that are compiled once for each instruction set: in one, two or four vector
 // registers. A lane is computed alike in all of them, and nothing is contracted into a fused multiply-add
-// (CMakeLists.txt), so every build gives the same bits.
+// (CMakeLists.txt): where a source asks for none, nor for an approximation, every build gives the same bits.
 //
 // The registers are the compiler's vector extension, not intrinsics; a compiler without one gets arrays of floats.
 #pragma once
@@ -63,6 +63,28 @@ FASTCOND_LANEWISE(Lanes, /)
 FASTCOND_LANEWISE(IntLanes, +)
 FASTCOND_LANEWISE(IntLanes, <<)
 #undef FASTCOND_LANEWISE
+
+FASTCOND_INLINE Lanes operator-(const Lanes& a) {
+    Lanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = -a.part[i])
+    return result;
+}
+
+// a b + c, with one rounding where the processor can.
+FASTCOND_INLINE FloatRegister fused(FloatRegister a, FloatRegister b, FloatRegister c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+FASTCOND_INLINE Lanes fused(const Lanes& a, const Lanes& b, const Lanes& c) {
+    Lanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = fused(a.part[i], b.part[i], c.part[i]))
+    return result;
+}
 
 FASTCOND_INLINE Lanes all_lanes(float value) {
     Lanes result;
@@ -144,6 +166,15 @@ FASTCOND_INLINE void store_lanes(T* to, const Lanes& value, int64_t count) {
     for (int64_t lane = 0; lane < count; ++lane) store(to[lane], wide[lane]);
 }
 
+#if defined(__AVX512F__)
+FASTCOND_INLINE Lanes load_lanes(const float* from, int64_t count) {
+    return {{_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from)}};
+}
+FASTCOND_INLINE void store_lanes(float* to, const Lanes& value, int64_t count) {
+    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), value.part[0]);
+}
+#endif
+
 // The compiler does not make vector code of the conversions above: it takes them apart, one number at a time.
 #if defined(__AVX512F__)
 FASTCOND_INLINE Lanes load_lanes(const BFloat16* from) {
@@ -187,110 +218,21 @@ FASTCOND_INLINE void store_lanes(BFloat16* to, const Lanes& value) {
 }
 #endif
 
-// A store past the caches, for a result that they could not hold: it spares reading the lines that it replaces.
-template <typename T>
-FASTCOND_INLINE void stream_lanes(T* to, const Lanes& value) {
-    store_lanes(to, value);
-}
-#if defined(__SSE2__)
-FASTCOND_INLINE void stream_lanes(float* to, const Lanes& value) {
-    if (reinterpret_cast<std::uintptr_t>(to) % sizeof value) return store_lanes(to, value);
-#if defined(__AVX512F__)
-    FASTCOND_EACH_REGISTER(_mm512_stream_ps(to + i * 16, value.part[i]))
-#elif defined(__AVX2__)
-    FASTCOND_EACH_REGISTER(_mm256_stream_ps(to + i * 8, value.part[i]))
-#else
-    FASTCOND_EACH_REGISTER(_mm_stream_ps(to + i * 4, value.part[i]))
+// Asks for a cache line before it is needed; of a place that is not there nothing comes.
+FASTCOND_INLINE void fetch([[maybe_unused]] const void* place) {
+#if defined(__GNUC__)
+    __builtin_prefetch(place);
 #endif
 }
+FASTCOND_INLINE void fetch_to_write([[maybe_unused]] const void* place) {
+#if defined(__GNUC__)
+    __builtin_prefetch(place, 1);
 #endif
-
-// After the last stream_lanes of a thread, before another may read.
-FASTCOND_INLINE void end_streams() {
-#if defined(__SSE2__)
-    _mm_sfence();
-#endif
-}
-
-// Sixteen sums in double, to which sums of a few float32 are added.
-struct Totals {
-    double lane[lanes];
-};
-
-FASTCOND_INLINE void add(double* totals, const Lanes& sums) {
-    float narrow[lanes];
-    store_lanes(narrow, sums);
-    for (int64_t lane = 0; lane < lanes; ++lane) totals[lane] += double(narrow[lane]);
-}
-
-FASTCOND_INLINE double sum_of(Totals totals) {
-    for (int64_t half = lanes / 2; half; half /= 2)
-        for (int64_t lane = 0; lane < half; ++lane) totals.lane[lane] += totals.lane[lane + half];
-    return totals.lane[0];
-}
-
-// Four Lanes in step. The operations of a sigmoid wait for one another: four of them in turn keep a processor busy that one
-// register holds Lanes of.
-struct FourLanes {
-    Lanes of[4];
-};
-
-#define FASTCOND_FOUR(symbol)                                                                                  \
-    FASTCOND_INLINE FourLanes operator symbol(const FourLanes& a, const FourLanes& b) {                        \
-        return {{a.of[0] symbol b.of[0], a.of[1] symbol b.of[1], a.of[2] symbol b.of[2], a.of[3] symbol b.of[3]}}; \
-    }                                                                                                          \
-    FASTCOND_INLINE FourLanes operator symbol(const FourLanes& a, const Lanes& b) {                            \
-        return {{a.of[0] symbol b, a.of[1] symbol b, a.of[2] symbol b, a.of[3] symbol b}};                     \
-    }
-FASTCOND_FOUR(+)
-FASTCOND_FOUR(-)
-FASTCOND_FOUR(*)
-FASTCOND_FOUR(/)
-#undef FASTCOND_FOUR
-
-FASTCOND_INLINE FourLanes bounded(const FourLanes& v, float least, float most) {
-    return {{bounded(v.of[0], least, most), bounded(v.of[1], least, most), bounded(v.of[2], least, most),
-             bounded(v.of[3], least, most)}};
 }
 
 // 2^n where n + 1.5 * 2^23 is given: the nearest integers to float32 below 2^22 lie in the low bits of such sums.
 FASTCOND_INLINE Lanes power_of_two(const Lanes& shifted) {
     return float_of((bits_of(shifted) << all_lanes(int32_t{23})) + all_lanes(int32_t{0x3F800000}));
-}
-FASTCOND_INLINE FourLanes power_of_two(const FourLanes& v) {
-    return {{power_of_two(v.of[0]), power_of_two(v.of[1]), power_of_two(v.of[2]), power_of_two(v.of[3])}};
-}
-
-// 1 / (1 + e^-u) within a few roundings: 1 where e^-u is below 2^-127, 0 where it is above 2^127.5, and 1/2 for NaN.
-// -u = n ln 2 + r with |r| <= ln(2)/2; e^r = P / Q with Q(r) = P(-r), the Pade approximant of order [3/3], is within 6e-9,
-// relatively; so the result is Q / (Q + 2^n P), with one division, and 2^128 is infinity, as it should be.
-template <typename V>
-FASTCOND_INLINE V sigmoid(const V& u) {
-    const Lanes shifter = all_lanes(12582912.0f);
-    const V v = bounded(u, -89.0f, 88.0f);
-    const V shifted = v * all_lanes(-1.44269504088896341f) + shifter;
-    const V n = shifted - shifter;
-    // ln 2 in two parts: the first has few bits, so n times it is exact. s = -r.
-    const V s = (v + n * all_lanes(22713.0f / 32768)) + n * all_lanes(1.4286068203094172e-6f);
-    const V square = s * s;
-    const V even = square * all_lanes(12.0f) + all_lanes(120.0f);
-    const V odd = (square + all_lanes(60.0f)) * s;
-    const V q = even + odd;
-    return q / ((even - odd) * power_of_two(shifted) + q);
-}
-
-// silu(-infinity) is -infinity times 0, NaN, as in PyTorch.
-template <typename V>
-FASTCOND_INLINE V silu(const V& u) {
-    return u * sigmoid(u);
-}
-
-// d silu / du = s (1 + u (1 - s)), s = sigmoid(u).
-template <typename V>
-FASTCOND_INLINE V silu_slope(const V& u) {
-    const Lanes one = all_lanes(1.0f);
-    const V s = sigmoid(u);
-    return (u * (s * all_lanes(-1.0f) + one) + one) * s;
 }
 
 }  // namespace fastcond::cpu::FASTCOND_ISA

@@ -4,6 +4,7 @@
 // instructions.
 #include "network_steps.h"
 
+#include "activation.h"
 #include "channel_statistics.h"
 #include "exponential.h"
 #include "products.h"

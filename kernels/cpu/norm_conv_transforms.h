@@ -2,6 +2,7 @@
 // activation on the way in, bias, residual and statistics on the way out.
 #pragma once
 
+#include "activation.h"
 #include "channel_statistics.h"
 #include "norm_conv.h"
 #include "norm_conv_points.h"

@@ -1,5 +1,5 @@
-// Products of matrices with the sums in registers, by fused multiply-adds: the only kernels whose bits differ between
-// instruction sets. An element's terms are added one after another, whatever rows and columns are computed beside it.
+// Products of matrices with the sums in registers, by fused multiply-adds: their bits differ between instruction sets. An
+// element's terms are added one after another, whatever rows and columns are computed beside it.
 #pragma once
 
 #include "lanes.h"
@@ -13,22 +13,6 @@ FASTCOND_INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + 
 
 constexpr int64_t register_lanes = lanes / registers;
 constexpr int64_t panel = 32;  // features of a block of the packed weight
-
-// a b + c, with one rounding where the processor can.
-FASTCOND_INLINE FloatRegister fused(FloatRegister a, FloatRegister b, FloatRegister c) {
-#if defined(__AVX512F__)
-    return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__) && defined(__FMA__)
-    return _mm256_fmadd_ps(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-FASTCOND_INLINE Lanes fused(const Lanes& a, const Lanes& b, const Lanes& c) {
-    Lanes result;
-    FASTCOND_EACH_REGISTER(result.part[i] = fused(a.part[i], b.part[i], c.part[i]))
-    return result;
-}
 
 // A register tile is `rows` tiles by `vectors` registers of features: 28 sums of AVX-512's 32 registers, 12 of the others' 16.
 #if defined(__AVX512F__)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fastcond.ops.ada_group_norm import eager
 from fastcond.ops.ada_group_norm.op import ada_group_norm_forward
 
 
@@ -45,7 +46,9 @@ def ada_group_norm(
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.shape != (channels,):
             raise ValueError(f"{name} has shape {list(value.shape)}; [{channels}] is needed for x of shape {list(x.shape)}")
-    return ada_group_norm_forward(x, scale, shift, weight, bias, num_groups, eps, activation == "silu")[0]
+    operands, silu = (scale, shift, weight, bias), activation == "silu"
+    y = eager.ada_group_norm(x, operands, num_groups, eps, silu)
+    return ada_group_norm_forward(x, *operands, num_groups, eps, silu)[0] if y is None else y
 
 
 def _conditioning(name: str, value: Tensor | None, batch: int, channels: int) -> Tensor | None:
