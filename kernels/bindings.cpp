@@ -12,6 +12,7 @@
 #include <string>
 
 #include "cpu/ada_group_norm.h"
+#include "cpu/conv3x3.h"
 #include "cpu/diffusion_step.h"
 #include "cpu/instruction_set.h"
 #include "cpu/norm_conv.h"
@@ -80,6 +81,18 @@ void pack(Address weight, Address packed, int64_t channels, int64_t features, in
                                     features, threads);
 }
 
+// [C, K, channel's stride, feature's stride, tap's stride, turned, threads].
+void pack_strided(Address weight, Address packed, std::array<int64_t, 7> n) {
+    fastcond::cpu::pack_filters({reinterpret_cast<const float*>(weight), reinterpret_cast<float*>(packed), n[0], n[1], n[2], n[3],
+                                 n[4], n[5] != 0, int(n[6])});
+}
+
+// Tensors as in ConvWeightGradient's fields, 0 for none, and [B, H, W, C, K, threads].
+void weight_gradient(std::array<Address, 4> tensors, std::array<int64_t, 6> n) {
+    const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    fastcond::cpu::conv_weight_gradient({floats(0), floats(1), floats(2), floats(3), n[0], n[1], n[2], n[3], n[4], int(n[5])});
+}
+
 // Tensors as in DiffusionStep's fields, 0 for none, and [B, C, positions, rows, halves, channels_last, draws_noise, stored].
 DiffusionStep step_call(const std::array<Address, 10>& tensors, const std::array<int64_t, 8>& n) {
     const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
@@ -128,6 +141,10 @@ NB_MODULE(_native, module) {
                "tensors and numbers as in attend");
     module.def("pack_conv_weight", &pack, "weight"_a, "packed"_a, "channels"_a, "features"_a, "threads"_a,
                nb::call_guard<nb::gil_scoped_release>(), "weight float32 [features, channels, 3, 3] -> packed");
+    module.def("pack_filters", &pack_strided, "weight"_a, "packed"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "numbers as in pack_strided");
+    module.def("conv_weight_gradient", &weight_gradient, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "tensors and numbers as in weight_gradient");
     module.def("diffusion_step", &step, "tensors"_a, "numbers"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
                "arguments as in step_call; False, with nothing done, where buffers overlap otherwise than element for element");
 #if defined(FASTCOND_CUDA)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcond.config import UNetConfig
-from fastcond.ops import ada_group_norm
+from fastcond.ops import ada_group_norm, conv3x3
 
 
 class FusedGroupNorm(nn.Module):
@@ -63,6 +63,16 @@ class AdaGroupNorm(nn.Module):
         return ada_group_norm(x, scale, shift, self.num_groups, eps=self.eps, activation=self.activation)
 
 
+class Conv3x3(nn.Conv2d):
+    """nn.Conv2d(in_channels, out_channels, 3, padding=1), whose initial weights and state_dict it has, by `ops.conv3x3`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv3x3(x, self.weight, self.bias)
+
+
 class ResnetBlock(nn.Module):
     """Residual block: norm, SiLU, (resample), conv3x3, conditioned norm, SiLU, dropout, conv3x3, plus the input.
 
@@ -95,9 +105,9 @@ class ResnetBlock(nn.Module):
             self.norm2 = FusedGroupNorm(groups, out_channels, eps, "silu")
             parts = 2 if self.conditioning == "scale_shift" else 1
             self.time_emb_proj = nn.Linear(dim, parts * out_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         _zero(self.conv2)  # a new block is the identity: Dhariwal & Nichol's zero_module
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -176,7 +186,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.conv(_resample(x, "up"))
