@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcond.config import UNetConfig
-from fastcond.ops import ada_group_norm, conv3x3
+from fastcond.ops import ada_group_norm, conv3x3, token_attention
 
 
 class FusedGroupNorm(nn.Module):
@@ -155,14 +155,8 @@ class SelfAttention(nn.Module):
         height, width = normalised.shape[2:]
         # [B, HW, C] is a view of a channels_last map; one copy otherwise.
         tokens = normalised.flatten(2).transpose(1, 2)
-        attended = attend_by_heads(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads)
+        attended = token_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads)
         return self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))
-
-
-def attend_by_heads(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of each head. [B, N, C], of which the heads' d = C / heads channels follow one another."""
-    of_heads = (value.unflatten(2, (heads, -1)).transpose(1, 2) for value in (q, k, v))
-    return F.scaled_dot_product_attention(*of_heads).transpose(1, 2).flatten(2)
 
 
 class Downsample(nn.Module):

@@ -6,6 +6,7 @@ from fastcond.ops.diffusion_step import diffusion_step
 from fastcond.ops.norm_conv import norm_conv, pack_conv_weight
 from fastcond.ops.philox import philox_bits, philox_normal
 from fastcond.ops.small_attention import pack_attention_weights, small_attention
+from fastcond.ops.token_attention import token_attention
 
 __all__ = [
     "ada_group_norm",
@@ -17,4 +18,5 @@ __all__ = [
     "philox_bits",
     "philox_normal",
     "small_attention",
+    "token_attention",
 ]
