@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcond.ops.conv3x3.op import conv3x3_native
-from tests.tolerances import WINOGRAD_AMPLIFICATION, WINOGRAD_GRADIENT_AMPLIFICATION, WINOGRAD_RELATIVE, assert_parity, largest_error
+from tests.tolerances import (
+    WINOGRAD_AMPLIFICATION,
+    WINOGRAD_GRADIENT_AMPLIFICATION,
+    WINOGRAD_RELATIVE,
+    assert_parity,
+    largest_error,
+)
 
 NAMES = ("y", "dx", "dweight", "dbias")
 # How much larger a term is that Winograd's transforms add.

@@ -31,7 +31,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; a float tensor [B, C, H, W] is needed")
     if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
-        raise ValueError(f"weight has shape {list(weight.shape)}; [K, {x.shape[1]}, 3, 3] is needed for x of shape {list(x.shape)}")
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; [K, {x.shape[1]}, 3, 3] is needed for x of shape {list(x.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {list(bias.shape)}; [{weight.shape[0]}] is needed")
     return conv3x3_op(x, weight, bias)

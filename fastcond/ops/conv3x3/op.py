@@ -13,9 +13,7 @@ from torch import Tensor
 
 from fastcond.ops.conv3x3 import cpu, reference
 
-torch.library.define(
-    "fastcond::conv3x3", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=torch.Tag.pt2_compliant_tag
-)
+torch.library.define("fastcond::conv3x3", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 torch.library.define(
     "fastcond::conv3x3_native", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=torch.Tag.pt2_compliant_tag
 )

@@ -16,8 +16,9 @@ def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     Args:
         q, k, v: float [B, tokens, C], the channels heads one after another; views of one larger tensor are read in place.
         heads: a divisor of C.
-    Returns: [B, tokens, C] of q's dtype. The CPU kernels take float32; what is of another dtype, under autocast, on another device or without the native library is F.scaled_dot_product_attention, which
-        torch.compile sees as such. No bit of the kernels' results depends on the rest of the batch or the number of threads.
+    Returns: [B, tokens, C] of q's dtype. The CPU kernels take float32; another dtype, autocast, another device, or no native
+        library give F.scaled_dot_product_attention itself, which torch.compile sees as such. No bit of the kernels' results
+        depends on the rest of the batch or the number of threads.
     Raises: ValueError for shapes that do not fit, naming what was found; NotImplementedError for a second derivative of the CPU
         kernels.
     Source: Vaswani et al. 2017, eq. 1; the backward pass from the softmax's sums alone is Dao et al. 2022, appendix B.2.
