@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcond.config import UNetConfig
-from fastcond.ops import ada_group_norm, conv3x3, token_attention
+from fastcond.ops import ada_group_norm, conv3x3, linear, token_attention
 
 
 class FusedGroupNorm(nn.Module):
@@ -71,6 +71,13 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return conv3x3(x, self.weight, self.bias)
+
+
+class TokenLinear(nn.Linear):
+    """nn.Linear of tokens [B, tokens, C], whose initial weights and state_dict it has, by `ops.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class ResnetBlock(nn.Module):
@@ -140,10 +147,10 @@ class SelfAttention(nn.Module):
         self.heads, self.divisor = channels // (config.attention_head_dim or channels), divisor
         groups = config.norm_num_groups if norm_groups is None else norm_groups
         self.group_norm = FusedGroupNorm(groups, channels, config.norm_eps) if groups else None
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = TokenLinear(channels, channels)
+        self.to_k = TokenLinear(channels, channels)
+        self.to_v = TokenLinear(channels, channels)
+        self.to_out = nn.ModuleList([TokenLinear(channels, channels)])
         _zero(self.to_out[0])
 
     def forward(self, x: Tensor) -> Tensor:

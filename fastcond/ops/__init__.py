@@ -3,6 +3,7 @@
 from fastcond.ops.ada_group_norm import ada_group_norm
 from fastcond.ops.conv3x3 import conv3x3
 from fastcond.ops.diffusion_step import diffusion_step
+from fastcond.ops.linear import linear
 from fastcond.ops.norm_conv import norm_conv, pack_conv_weight
 from fastcond.ops.philox import philox_bits, philox_normal
 from fastcond.ops.small_attention import pack_attention_weights, small_attention
@@ -12,6 +13,7 @@ __all__ = [
     "ada_group_norm",
     "conv3x3",
     "diffusion_step",
+    "linear",
     "norm_conv",
     "pack_attention_weights",
     "pack_conv_weight",

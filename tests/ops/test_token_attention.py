@@ -102,15 +102,6 @@ def test_autocast_is_pytorchs() -> None:
     assert y.dtype == expected.dtype and torch.equal(y, expected)
 
 
-def test_strided_operands() -> None:
-    """Tokens with gaps, channels with gaps, an image that is all images: the same bits as without."""
-    q, k, v, dy = Case((3, 10, 16), 2).operands()
-    plain = run(token_attention, q, k[:1].expand(3, -1, -1).contiguous(), v, dy, 2)
-    gaps = torch.stack((v, v), dim=3)[..., 0], torch.cat((q, q), dim=1)[:, :10]
-    again = run(token_attention, gaps[1], k[:1].expand(3, -1, -1), gaps[0], dy.transpose(0, 1).contiguous().transpose(0, 1), 2)
-    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-
-
 def test_empty() -> None:
     q = torch.empty(0, 4, 8, requires_grad=True)
     y = token_attention(q, q, q, 2)

@@ -37,6 +37,16 @@ def test_an_image_has_the_same_bits_in_any_batch_and_with_any_threads(case: Case
         torch.set_num_threads(2)
 
 
+def test_strided_operands() -> None:
+    """Tokens with gaps, channels with gaps, an image that is all images: the same bits as without."""
+    q, k, v, dy = Case((3, 10, 16), 2).operands()
+    plain = run(token_attention, q, k[:1].repeat(3, 1, 1), v, dy, 2)
+    tokens_apart, channels_apart = torch.cat((q, q), dim=1)[:, :10], torch.stack((v, v), dim=3)[..., 0]
+    turned = dy.transpose(0, 1).contiguous().transpose(0, 1)
+    again = run(token_attention, tokens_apart, k[:1].expand(3, -1, -1), channels_apart, turned, 2)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
 def test_the_native_kernels_are_what_runs(library_calls: list[str]) -> None:  # noqa: F811
     """A fall-back that nobody notices would make every test of this file empty."""
     run(token_attention, *Case((2, 9, 12), 3).operands(), 3)

@@ -54,4 +54,16 @@ def check_parity(case: Case) -> None:
     )
     for name, found, other, truth in zip(NAMES, actual, alone, expected, strict=True):
         assert found.dtype == case.dtype and found.shape == case.shape
-        assert_parity(f"{case}: {name}", found, other, truth)
+        assert_parity(f"{case}: {name}", found, other, truth, magnitude=size_of_terms(name, *wide, case.heads))
+
+
+def size_of_terms(name: str, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, heads: int) -> float | None:
+    """The gradients of queries and keys add terms that cancel, for one token to 0: the root of the sum of their squares."""
+    if name not in ("dq", "dk"):
+        return None
+    q, k, v, dy = (value.unflatten(2, (heads, -1)).transpose(1, 2) for value in (q, k, v, dy))
+    factor = q.shape[3] ** -0.5
+    softmax = (q @ k.transpose(2, 3) * factor).softmax(dim=3)
+    squares = softmax.square() * (dy.square() @ v.square().transpose(2, 3))
+    of_all = squares @ k.square() if name == "dq" else squares.transpose(2, 3) @ q.square()
+    return factor * float(of_all.max()) ** 0.5
