@@ -9,6 +9,7 @@ import torch
 
 from fastcond.ops import conv3x3, native, pack_conv_weight
 from fastcond.ops.conv3x3 import cpu
+from fastcond.ops.norm_conv import reference
 from tests.ops.test_conv3x3 import CASES
 from tests.support.conv3x3 import Case, check_parity, ours, run
 from tests.support.kernels import instruction_set, library_calls  # noqa: F401
@@ -52,6 +53,7 @@ def test_weights_are_packed_as_norm_conv_packs_them(
 ) -> None:
     """The same bits, whichever way the weight lies; turned, those of a weight that was turned beforehand."""
     weight = torch.randn(*shape, 3, 3)
+    torch.testing.assert_close(cpu._pack(weight, False), reference.pack(weight), atol=0.0, rtol=2e-7)
     lying = weight.contiguous(memory_format=layout)
     assert torch.equal(cpu._pack(lying, False), pack_conv_weight(weight))
     assert torch.equal(cpu._pack(lying, True), pack_conv_weight(weight.flip(2, 3).transpose(0, 1)))
