@@ -1,9 +1,9 @@
-// What training adds to norm_conv's 3x3 convolution on the CPU: weights packed at every step, also turned, and the weight gradient;
-// fastcond/ops/conv3x3/reference.py defines what is computed.
+// What training adds to norm_conv's 3x3 convolution on the CPU: weights packed at every step, also turned, and the weight
+// gradient; fastcond/ops/conv3x3/reference.py defines what is computed.
 //
-// The weight gradient is Winograd's too (Lavin & Gray 2015, section 4): with V = B^T d B of an input's tile and Z = A dy A^T of the
-// output's, it is G^T [ sum over tiles of V . Z ] G, 36 products of matrices [K x tiles] [tiles x C]. An element adds its tiles
-// in an order that follows from the shape, so its bits do not depend on the number of threads or the run.
+// The weight gradient is Winograd's too (Lavin & Gray 2015, section 4): with V = B^T d B of an input's tile and Z = A dy A^T of
+// the output's, it is G^T [ sum over tiles of V . Z ] G, 36 products of matrices [K x tiles] [tiles x C]. An element adds its
+// tiles in an order that follows from the shape, so its bits do not depend on the number of threads or the run.
 #pragma once
 
 #include <cstdint>

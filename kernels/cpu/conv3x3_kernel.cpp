@@ -15,38 +15,100 @@ namespace {
 
 constexpr int64_t taps = 9;
 constexpr int64_t work_worth_a_thread = 1 << 18;
+constexpr int64_t weights_worth_a_thread = 1 << 16;  // of a packed weight
 
-// G g G^T of filters at `from` [taps][16 features][16 channels], of one channel, to 36 rows of 16 features, `place` floats apart.
-// In double, so that a packed weight is off by one rounding.
-void transform_filters(const float* from, float* to, int64_t place) {
-    using namespace winograd;
-    double g[3][3][lanes], half[inputs][3][lanes];
-    for (int i = 0; i < taps; ++i)
-        for (int64_t k = 0; k < lanes; ++k) g[i / 3][i % 3][k] = double(from[(i * lanes + k) * lanes]);
-    for (int row = 0; row < inputs; ++row)
-        for (int j = 0; j < 3; ++j)
-            for (int64_t k = 0; k < lanes; ++k)
-                half[row][j][k] = G[row][0] * g[0][j][k] + G[row][1] * g[1][j][k] + G[row][2] * g[2][j][k];
-    for (int row = 0; row < inputs; ++row)
-        for (int column = 0; column < inputs; ++column, to += place)
-            for (int64_t k = 0; k < lanes; ++k)
-                to[k] = float(half[row][0][k] * G[column][0] + half[row][1][k] * G[column][1] + half[row][2][k] * G[column][2]);
+// Sixteen features of a filter's taps, one way, times G. Rows of points of either sign share their sums.
+FASTCOND_INLINE void times_G(const double (&g)[3][lanes], double (&to)[inputs][lanes]) {
+    using winograd::G;
+    for (int64_t k = 0; k < lanes; ++k) {
+        const double even_a = g[0][k] * G[1][0] + g[2][k] * G[1][2], odd_a = g[1][k] * G[1][1];
+        const double even_b = g[0][k] * G[3][0] + g[2][k] * G[3][2], odd_b = g[1][k] * G[3][1];
+        to[0][k] = g[0][k] * G[0][0];
+        to[1][k] = even_a + odd_a;
+        to[2][k] = even_a - odd_a;
+        to[3][k] = even_b + odd_b;
+        to[4][k] = even_b - odd_b;
+        to[5][k] = g[2][k];
+    }
 }
 
-// Sixteen features by sixteen channels of all filters, side by side: [taps][16 features][16 channels], zero where there are none.
+// G g G^T of filters at `from`, taps [16 channels][16 features] apart, to 36 rows of 16 features, `place` floats apart. In
+// double, so that a packed weight is off by one rounding.
+void transform_filters(const float* from, float* to, int64_t place) {
+    double g[3][lanes], columns[3][inputs][lanes], row[3][lanes], out[inputs][lanes];
+    for (int j = 0; j < 3; ++j) {
+        for (int i = 0; i < 3; ++i)
+            for (int64_t k = 0; k < lanes; ++k) g[i][k] = double(from[(i * 3 + j) * lanes * lanes + k]);
+        times_G(g, columns[j]);
+    }
+    for (int i = 0; i < inputs; ++i) {
+        for (int j = 0; j < 3; ++j)
+            for (int64_t k = 0; k < lanes; ++k) row[j][k] = columns[j][i][k];
+        times_G(row, out);
+        for (int j = 0; j < inputs; ++j, to += place)
+            for (int64_t k = 0; k < lanes; ++k) to[k] = float(out[j][k]);
+    }
+}
+
+#if defined(__GNUC__) && !defined(__clang__)
+typedef float Sixteen __attribute__((vector_size(64)));
+typedef int32_t Choice __attribute__((vector_size(64)));
+
+// The blocks of `size` beside the diagonal change places, in all pairs of rows that far apart: a step of a transposition.
+template <int size>
+FASTCOND_INLINE void exchange(Sixteen (&rows)[lanes]) {
+    Choice left{}, right{};
+    for (int lane = 0; lane < lanes; ++lane) {
+        left[lane] = lane & size ? lanes + lane - size : lane;
+        right[lane] = lane & size ? lanes + lane : lane + size;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+        if (i & size) continue;
+        const Sixteen above = rows[i], below = rows[i + size];
+        rows[i] = __builtin_shuffle(above, below, left);
+        rows[i + size] = __builtin_shuffle(above, below, right);
+    }
+}
+#endif
+
+// Sixteen rows of sixteen, `stride` floats apart, to their columns side by side.
+FASTCOND_INLINE void transpose(const float* from, int64_t stride, float* to) {
+#if defined(__GNUC__) && !defined(__clang__)
+    Sixteen rows[lanes];
+    for (int64_t i = 0; i < lanes; ++i) std::memcpy(&rows[i], from + i * stride, sizeof rows[i]);
+    exchange<8>(rows);
+    exchange<4>(rows);
+    exchange<2>(rows);
+    exchange<1>(rows);
+    std::memcpy(to, rows, sizeof rows);
+#else
+    for (int64_t i = 0; i < lanes; ++i)
+        for (int64_t j = 0; j < lanes; ++j) to[j * lanes + i] = from[i * stride + j];
+#endif
+}
+
+// Sixteen features by sixteen channels of all filters, side by side: [taps][16 channels][16 features], zero where there are none.
 // Each line of the weight is read once, whichever way it lies.
 void gather_filters(const FilterPack& call, int64_t feature, int64_t channel, float* to) {
     const int64_t features = smaller(lanes, call.features - feature), channels = smaller(lanes, call.channels - channel);
-    for (int64_t k = 0; k < lanes; ++k)
-        for (int64_t tap = 0; tap < taps; ++tap) {
-            float* row = to + ((call.turned ? taps - 1 - tap : tap) * lanes + k) * lanes;
-            const float* from =
-                call.weight + (feature + k) * call.feature_stride + channel * call.channel_stride + tap * call.tap_stride;
-            if (k >= features) store_lanes(row, all_lanes(0.0f));
-            else if (call.channel_stride == 1 && channels == lanes) store_lanes(row, load_lanes(from));
-            else
-                for (int64_t c = 0; c < channels; ++c) row[c] = from[c * call.channel_stride];
+    for (int64_t tap = 0; tap < taps; ++tap, to += lanes * lanes) {
+        const float* from = call.weight + feature * call.feature_stride + channel * call.channel_stride +
+                            (call.turned ? taps - 1 - tap : tap) * call.tap_stride;
+        if (features == lanes && channels == lanes && call.channel_stride == 1) {
+            transpose(from, call.feature_stride, to);
+            continue;
         }
+        for (int64_t c = 0; c < channels; ++c, from += call.channel_stride) {
+            float* row = to + c * lanes;
+            if (call.feature_stride == 1) {
+                store_lanes(row, load_lanes(from, features));
+                continue;
+            }
+            store_lanes(row, all_lanes(0.0f));
+            for (int64_t k = 0; k < features; ++k) row[k] = from[k * call.feature_stride];
+        }
+    }
 }
 
 }  // namespace
@@ -55,7 +117,7 @@ void pack_filters(const FilterPack& call) {
     using winograd::products;
     const int64_t feature_parts = parts_of(call.features, lanes), channel_parts = parts_of(call.channels, lanes);
     [[maybe_unused]] const int64_t threads =
-        larger(1, smaller(call.threads, call.features * call.channels * products / work_worth_a_thread));
+        larger(1, smaller(call.threads, call.features * call.channels * products / weights_worth_a_thread));
 #pragma omp parallel for num_threads(int(threads)) if (threads > 1) schedule(static)
     for (int64_t part = 0; part < feature_parts * channel_parts; ++part) {
         float gathered[taps * lanes * lanes];
@@ -63,8 +125,13 @@ void pack_filters(const FilterPack& call) {
         const int64_t block = feature / panel * panel, width = call.features - block > lanes ? panel : lanes;
         gather_filters(call, feature, channel, gathered);
         float* to = call.packed + block * products * call.channels + (feature - block);
-        for (int64_t c = 0; c < smaller(lanes, call.channels - channel); ++c)
-            transform_filters(gathered + c, to + (channel + c) * width, call.channels * width);
+        // Stores to the 36 places in turn would wait for their lines, which have the same place in the nearest cache.
+        float transformed[products * lanes * lanes];
+        const int64_t channels = smaller(lanes, call.channels - channel);
+        for (int64_t c = 0; c < channels; ++c) transform_filters(gathered + c * lanes, transformed + c * lanes, lanes * lanes);
+        for (int64_t xi = 0; xi < products; ++xi)
+            for (int64_t c = 0; c < channels; ++c)
+                store_lanes(to + (xi * call.channels + channel + c) * width, load_lanes(transformed + (xi * lanes + c) * lanes));
     }
 }
 
@@ -99,14 +166,16 @@ struct Cut {
     }
     int64_t first_chunk(int64_t group) const { return feature_chunks * group / groups; }
     int64_t most_chunks() const { return parts_of(feature_chunks, groups); }
-    // V of a block is [6][panels of channels][depth][32], Z [6][chunks of features][depth][16], the sums [6][panels][features][32].
+    // V of a block is [6][panels of channels][depth][32], Z [6][chunks of features][depth][16], the sums are
+    // [6][panels][features][32].
     int64_t v_place() const { return channel_panels * depth * panel + lanes; }
     int64_t z_place() const { return most_chunks() * depth * lanes + lanes; }
     int64_t sums_place() const { return channel_panels * most_chunks() * lanes * panel; }
     int64_t scratch() const { return inputs * (v_place() + z_place() + sums_place()); }
 };
 
-// [rows x depth] [depth x columns], added to what is there. Both sides are stored by columns, left's 16 and right's 32 to a column.
+// [rows x depth] [depth x columns], added to what is there. Both sides are stored by columns, of the left 16 side by side and of
+// the right 32.
 struct AddedProduct {
     const float* left;
     const float* right;
@@ -147,7 +216,8 @@ void transform_inputs_of(const Map& x, const Cut& cut, int64_t first, int64_t co
 }
 
 template <int row, bool whole>
-void transform_outputs_of(const Map& dy, const Cut& cut, int64_t first, int64_t count, int64_t channel, float* to, int64_t place) {
+void transform_outputs_of(const Map& dy, const Cut& cut, int64_t first, int64_t count, int64_t channel, float* to,
+                          int64_t place) {
     Tile tile(first, cut.tile_rows, cut.tile_columns);
     for (int64_t i = 0; i < count; ++i, to += lanes, tile.next(cut.tile_rows, cut.tile_columns))
         transform_output_row<row, whole>(dy, tile, channel, dy.channels - channel, to, place);
@@ -177,9 +247,9 @@ void add_row(const ConvWeightGradient& call, const Cut& cut, int64_t group, floa
             for (int64_t p = 0; p < cut.channel_panels; ++p)
                 for (int64_t chunk = 0; chunk < chunks; ++chunk) {
                     const int64_t columns = call.channels - p * panel > lanes ? panel : lanes;
+                    float* to = sums + j * cut.sums_place() + (p * cut.most_chunks() + chunk) * lanes * panel;
                     multiply_all(AddedProduct{z + j * cut.z_place() + chunk * cut.depth * lanes,
-                                              v + j * cut.v_place() + p * cut.depth * panel,
-                                              sums + j * cut.sums_place() + (p * cut.most_chunks() + chunk) * lanes * panel, count},
+                                              v + j * cut.v_place() + p * cut.depth * panel, to, count},
                                  lanes, columns);
                 }
     }

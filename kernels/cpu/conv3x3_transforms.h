@@ -87,7 +87,8 @@ FASTCOND_INLINE Lanes of_column(const Coefficient& coefficient, const Rows<size>
 
 // Row `row` of B^T d B to six places of `to`.
 template <int row, bool whole>
-FASTCOND_INLINE void transform_input_row(const Map& x, const Tile& tile, int64_t channel, int64_t channels, float* to, int64_t place) {
+FASTCOND_INLINE void transform_input_row(const Map& x, const Tile& tile, int64_t channel, int64_t channels, float* to,
+                                         int64_t place) {
     using namespace winograd;
     const int64_t left = tile.column * outputs - 1;
     const Rows<inputs> rows(x, tile.image, tile.row * outputs - 1, left, channel);
@@ -110,7 +111,8 @@ FASTCOND_INLINE void transform_input_row(const Map& x, const Tile& tile, int64_t
 
 // Row `row` of A dy A^T to six places of `to`.
 template <int row, bool whole>
-FASTCOND_INLINE void transform_output_row(const Map& dy, const Tile& tile, int64_t channel, int64_t channels, float* to, int64_t place) {
+FASTCOND_INLINE void transform_output_row(const Map& dy, const Tile& tile, int64_t channel, int64_t channels, float* to,
+                                          int64_t place) {
     using namespace winograd;
     const int64_t left = tile.column * outputs;
     const Rows<outputs> rows(dy, tile.image, tile.row * outputs, left, channel);

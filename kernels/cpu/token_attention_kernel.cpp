@@ -1,8 +1,8 @@
 // token_attention's loops, compiled once for each instruction set (FASTCOND_ISA names it, CMakeLists.txt lists them).
 //
-// A thread takes one head of one image after the other. Forward, scores are held as [keys][32 queries], so that no softmax adds up
-// a register's own lanes. Backward, whose softmax is known, they are held as [queries][16 keys]: that way the gradients of keys and
-// values are sums over rows, and that of queries one over columns, which a product can broadcast.
+// A thread takes one head of one image after the other. Forward, scores are held as [keys][32 queries], so that no softmax adds
+// up a register's own lanes. Backward, whose softmax is known, they are held as [queries][16 keys]: that way the gradients of
+// keys and values are sums over rows, and that of queries one over columns, which a product can broadcast.
 //
 // No standard-library templates: the linker would keep one instance for all builds, perhaps the one with the widest
 // instructions.
@@ -114,12 +114,15 @@ void attend(const TokenAttention& call, const Sizes& s, int64_t item, float* scr
         for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
             multiply_all(ColumnProduct{scores, values + chunk * s.tokens * lanes, result, panel, lanes, s.tokens}, count, lanes);
             for (int64_t i = 0; i < count; ++i)
-                store_row(load_lanes(result + i * panel) * all_lanes(share[i]), s, chunk * lanes, y + (query + i) * call.channels);
+                store_row(load_lanes(result + i * panel) * all_lanes(share[i]), s, chunk * lanes,
+                          y + (query + i) * call.channels);
         }
     }
 }
 
-int64_t backward_scratch(const Sizes& s) { return 4 * s.rows() + 2 * s.columns() + 4 * s.scores() + whole_lines(s.tokens) + panel * panel; }
+int64_t backward_scratch(const Sizes& s) {
+    return 4 * s.rows() + 2 * s.columns() + 4 * s.scores() + whole_lines(s.tokens) + panel * panel;
+}
 
 // Sum over a head's dimension of dy y, of each query.
 void multiply_tokens(const Sizes& s, const Head& a, const Head& b, float* to) {
@@ -164,10 +167,14 @@ void attend_backward(const TokenAttention& call, const Sizes& s, int64_t item, f
                 const int64_t here = smaller(lanes, count - half * lanes);
                 float* dk = call.dk + at + (key + half * lanes) * call.channels;
                 float* dv = call.dv + at + (key + half * lanes) * call.channels;
-                multiply_all(ColumnProduct{p + half * part, dy + chunk * part, result, lanes, lanes, s.tokens}, here, lanes);
-                for (int64_t i = 0; i < here; ++i) store_row(load_lanes(result + i * panel), s, chunk * lanes, dv + i * call.channels);
-                multiply_all(ColumnProduct{dp + half * part, queries + chunk * part, result, lanes, lanes, s.tokens}, here, lanes);
-                for (int64_t i = 0; i < here; ++i) store_row(load_lanes(result + i * panel), s, chunk * lanes, dk + i * call.channels);
+                const auto finish = [&](const float* left, const float* right, float* to) {
+                    multiply_all(ColumnProduct{left + half * part, right + chunk * part, result, lanes, lanes, s.tokens}, here,
+                                 lanes);
+                    for (int64_t i = 0; i < here; ++i, to += call.channels)
+                        store_row(load_lanes(result + i * panel), s, chunk * lanes, to);
+                };
+                finish(p, dy, dv);
+                finish(dp, queries, dk);
             }
             multiply_all(Product{dp, keys + chunk * part + key * lanes, scores, part, count, lanes}, s.tokens, lanes);
             for (int64_t query = 0; query < s.tokens; ++query) {
@@ -185,7 +192,8 @@ void attend_backward(const TokenAttention& call, const Sizes& s, int64_t item, f
 // `item` of all heads of all images, on as many threads as are worth it.
 template <typename Step>
 void for_each_head(const TokenAttention& call, int64_t scratch_size, const Step& step) {
-    const int64_t items = call.batch * call.heads, work = items * call.tokens * call.tokens * (call.channels / call.heads + lanes);
+    const int64_t items = call.batch * call.heads, dimension = call.channels / call.heads;
+    const int64_t work = items * call.tokens * call.tokens * (dimension + lanes);
     [[maybe_unused]] const int64_t threads = larger(1, smaller(call.threads, work / work_worth_a_thread));
 #pragma omp parallel num_threads(int(threads)) if (threads > 1)
     {
