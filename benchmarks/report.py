@@ -23,7 +23,16 @@ from benchmarks.tables import BASELINES, NETWORK_OPS, OVERHEAD, Json, losses, ne
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS, TABLE = FOLDER / "results", FOLDER / "RESULTS.md"
-OPS = ("ada_group_norm", "diffusion_step", "norm_conv", "philox_normal", "small_attention")
+OPS = (
+    "ada_group_norm",
+    "conv3x3",
+    "diffusion_step",
+    "linear",
+    "norm_conv",
+    "philox_normal",
+    "small_attention",
+    "token_attention",
+)
 PACKAGES = ("fastcond", "torch", "triton", "numpy", "diffusers", "onnx", "onnxruntime", "openvino")
 
 INTRODUCTION = """\

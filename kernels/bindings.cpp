@@ -1,6 +1,9 @@
 // fastcond._native: the kernels as Python functions. Arrays come as addresses, because reading one from a tensor costs
 // a tenth of a DLPack exchange; the launchers of fastcond/ops are the only callers and have checked shapes, dtypes and
 // strides.
+#if defined(__linux__)
+#include <malloc.h>
+#endif
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
@@ -12,11 +15,13 @@
 #include <string>
 
 #include "cpu/ada_group_norm.h"
+#include "cpu/conv3x3.h"
 #include "cpu/diffusion_step.h"
 #include "cpu/instruction_set.h"
 #include "cpu/norm_conv.h"
 #include "cpu/philox.h"
 #include "cpu/small_attention.h"
+#include "cpu/token_attention.h"
 #if defined(FASTCOND_CUDA)
 #include "cuda/diffusion_step.h"
 #endif
@@ -82,6 +87,39 @@ void pack(Address weight, Address packed, int64_t channels, int64_t features, in
                                     features, threads);
 }
 
+// [C, K, channel's stride, feature's stride, tap's stride, turned, threads].
+void pack_strided(Address weight, Address packed, std::array<int64_t, 7> n) {
+    fastcond::cpu::pack_filters({reinterpret_cast<const float*>(weight), reinterpret_cast<float*>(packed), n[0], n[1], n[2], n[3],
+                                 n[4], n[5] != 0, int(n[6])});
+}
+
+// Tensors as in ConvWeightGradient's fields, 0 for none, and [B, H, W, C, K, threads].
+void weight_gradient(std::array<Address, 4> tensors, std::array<int64_t, 6> n) {
+    const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    fastcond::cpu::conv_weight_gradient({floats(0), floats(1), floats(2), floats(3), n[0], n[1], n[2], n[3], n[4], int(n[5])});
+}
+
+// [q, k, v, y, softmax, dy, dq, dk, dv] as in TokenAttention, the last four 0 forward, and
+// [q's, k's and v's stride, B, tokens, C, heads, threads].
+void attend_tokens(std::array<Address, 9> tensors, std::array<int64_t, 8> n) {
+    const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    const fastcond::cpu::TokenAttention call{floats(0), floats(1), floats(2), n[0], n[1], n[2], n[3], n[4], n[5], n[6], int(n[7]),
+                                             floats(3), floats(4), floats(5), floats(6), floats(7), floats(8)};
+    call.dy ? fastcond::cpu::token_attention_backward(call) : fastcond::cpu::token_attention(call);
+}
+
+// Memory that is freed stays the process's own. A training step asks for the same maps again and again: given back to the system,
+// each of their pages is a fault and is zeroed anew.
+bool keep_freed_memory() {
+#if defined(__GLIBC__)
+    // Some versions believe in 32 MiB at most.
+    const bool arranged = mallopt(M_MMAP_THRESHOLD, 1 << 30) || mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    return mallopt(M_TRIM_THRESHOLD, -1) && arranged;
+#else
+    return false;
+#endif
+}
+
 // Tensors as in DiffusionStep's fields, 0 for none, and [B, C, positions, rows, halves, channels_last, draws_noise, stored].
 DiffusionStep step_call(const std::array<Address, 10>& tensors, const std::array<int64_t, 8>& n) {
     const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
@@ -131,6 +169,13 @@ NB_MODULE(_native, module) {
                "tensors and numbers as in attend");
     module.def("pack_conv_weight", &pack, "weight"_a, "packed"_a, "channels"_a, "features"_a, "threads"_a,
                nb::call_guard<nb::gil_scoped_release>(), "weight float32 [features, channels, 3, 3] -> packed");
+    module.def("pack_filters", &pack_strided, "weight"_a, "packed"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "numbers as in pack_strided");
+    module.def("conv_weight_gradient", &weight_gradient, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "tensors and numbers as in weight_gradient");
+    module.def("token_attention", &attend_tokens, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "tensors and numbers as in attend_tokens; backward where there is a dy");
+    module.def("keep_freed_memory", &keep_freed_memory, "for training; False where the C library cannot be told");
     module.def("diffusion_step", &step, "tensors"_a, "numbers"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
                "arguments as in step_call; False, with nothing done, where buffers overlap otherwise than element for element");
 #if defined(FASTCOND_CUDA)

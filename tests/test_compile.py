@@ -115,6 +115,28 @@ def test_a_training_step_is_one_graph_for_every_batch_size(changes: dict[str, An
     assert backend.frame_count == 1
 
 
+def test_a_training_step_of_native_kernels_is_one_graph_for_every_batch_size() -> None:
+    """Channels enough for conv3x3's, tokens and channels enough for linear's convolution."""
+    changes: dict[str, Any] = {"block_out_channels": (32,), "attention_resolutions": (8,), "norm_num_groups": 8}
+    model = small_unet(**changes)
+    step, backend = training_step(model), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    for batch in BATCHES[::3]:
+        actual = loss_and_gradients(compiled, model, any_batch(training_inputs(batch)))
+        for value, expected in zip(actual, loss_and_gradients(step, model, training_inputs(batch)), strict=True):
+            assert_network_close(value, expected)
+    assert backend.frame_count == 1
+
+
+@needs_compiler
+def test_inductor_trains_with_native_kernels() -> None:
+    model = small_unet(block_out_channels=(32,), attention_resolutions=(8,), norm_num_groups=8)
+    step = training_step(model)
+    compiled = loss_and_gradients(torch.compile(step, fullgraph=True), model, training_inputs(3))
+    for value, expected in zip(compiled, loss_and_gradients(step, model, training_inputs(3)), strict=True):
+        assert_network_close(value, expected)
+
+
 @pytest.mark.parametrize(("sampler", "changes"), [(ddpm, {}), (ddim, ONE_LEVEL)])
 def test_a_sampling_step_is_one_graph_for_every_batch_size_and_row(
     sampler: Callable[..., StepTable], changes: dict[str, Any]

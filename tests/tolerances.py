@@ -34,6 +34,9 @@ NORMALS = {"atol": 4e-7, "rtol": 1e-6}
 # sqrt(sum_i A_ji^2 |G_i|^2 |B_i|^2) against sqrt(3) for the three products themselves: 2.96 at most with the points 0, +-3/4,
 # +-3/2 and infinity (5.6 with the usual 0, +-1, +-2), and its square for the two ways.
 WINOGRAD_AMPLIFICATION = 8.8
+# conv3x3's weight gradient adds G_ia (B^T d)_i (A dy)_i over i: sqrt(sum_i G_ia^2 |B_i|^2 |A_i|^2) against sqrt(4) is 2.68 at
+# most (4.92 with the usual points), again squared.
+WINOGRAD_GRADIENT_AMPLIFICATION = 7.2
 # And what is promised to users of it, relative to the largest output.
 WINOGRAD_RELATIVE = 1e-5
 

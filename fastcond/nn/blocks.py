@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcond.config import UNetConfig
-from fastcond.ops import ada_group_norm
+from fastcond.ops import ada_group_norm, conv3x3, linear, token_attention
 
 
 class FusedGroupNorm(nn.Module):
@@ -63,6 +63,23 @@ class AdaGroupNorm(nn.Module):
         return ada_group_norm(x, scale, shift, self.num_groups, eps=self.eps, activation=self.activation)
 
 
+class Conv3x3(nn.Conv2d):
+    """nn.Conv2d(in_channels, out_channels, 3, padding=1), whose initial weights and state_dict it has, by `ops.conv3x3`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv3x3(x, self.weight, self.bias)
+
+
+class TokenLinear(nn.Linear):
+    """nn.Linear of tokens [B, tokens, C], whose initial weights and state_dict it has, by `ops.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class ResnetBlock(nn.Module):
     """Residual block: norm, SiLU, (resample), conv3x3, conditioned norm, SiLU, dropout, conv3x3, plus the input.
 
@@ -95,9 +112,9 @@ class ResnetBlock(nn.Module):
             self.norm2 = FusedGroupNorm(groups, out_channels, eps, "silu")
             parts = 2 if self.conditioning == "scale_shift" else 1
             self.time_emb_proj = nn.Linear(dim, parts * out_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         _zero(self.conv2)  # a new block is the identity: Dhariwal & Nichol's zero_module
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -130,10 +147,10 @@ class SelfAttention(nn.Module):
         self.heads, self.divisor = channels // (config.attention_head_dim or channels), divisor
         groups = config.norm_num_groups if norm_groups is None else norm_groups
         self.group_norm = FusedGroupNorm(groups, channels, config.norm_eps) if groups else None
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = TokenLinear(channels, channels)
+        self.to_k = TokenLinear(channels, channels)
+        self.to_v = TokenLinear(channels, channels)
+        self.to_out = nn.ModuleList([TokenLinear(channels, channels)])
         _zero(self.to_out[0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,14 +162,8 @@ class SelfAttention(nn.Module):
         height, width = normalised.shape[2:]
         # [B, HW, C] is a view of a channels_last map; one copy otherwise.
         tokens = normalised.flatten(2).transpose(1, 2)
-        attended = attend_by_heads(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads)
+        attended = token_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads)
         return self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))
-
-
-def attend_by_heads(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of each head. [B, N, C], of which the heads' d = C / heads channels follow one another."""
-    of_heads = (value.unflatten(2, (heads, -1)).transpose(1, 2) for value in (q, k, v))
-    return F.scaled_dot_product_attention(*of_heads).transpose(1, 2).flatten(2)
 
 
 class Downsample(nn.Module):
@@ -176,7 +187,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.conv(_resample(x, "up"))

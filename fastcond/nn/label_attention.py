@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcond.config import UNetConfig
-from fastcond.nn.blocks import FusedGroupNorm, attend_by_heads
+from fastcond.nn.blocks import FusedGroupNorm
+from fastcond.ops import token_attention
 
 _NORM_EPS = 1e-6  # of the norm before a transformer, whatever the network's own is
 
@@ -90,7 +91,7 @@ class TokenAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.to_out[0](attend_by_heads(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads))
+        return self.to_out[0](token_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads))
 
 
 class LabelAttention(nn.Module):

@@ -22,3 +22,12 @@ def _load() -> Any | None:
 
 
 native: Any | None = _load()
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep the memory that tensors on the CPU free, for the next ones; whether the system can be told to.
+
+    For a loop that asks for the same maps again and again: memory that goes back to the system comes as pages to be zeroed,
+    a fault each. It holds for the whole process, whose memory does not shrink any more.
+    """
+    return native is not None and bool(native.keep_freed_memory())

@@ -17,6 +17,7 @@ from fastcond.config import RunConfig, TrainingConfig
 from fastcond.data import LabelledImages
 from fastcond.diffusion import NoiseSchedule, diffusion_loss, loss_weights
 from fastcond.nn import ConditionalUNet
+from fastcond.ops.native import keep_freed_memory
 from fastcond.training.batches import Batch, BatchSource
 from fastcond.training.distributed import ProcessGroup
 from fastcond.training.ema import ema_decay, update_ema
@@ -134,6 +135,7 @@ class Trainer:
 
     def train(self) -> bool:
         """Train to the end of the budget. Returns whether it was reached (False after `stop`). Always ends with a checkpoint."""
+        keep_freed_memory()
         started = time.monotonic()
         metrics = None
         if self.group.is_main:

@@ -166,17 +166,14 @@ FASTCOND_INLINE void store_lanes(T* to, const Lanes& value, int64_t count) {
     for (int64_t lane = 0; lane < count; ++lane) store(to[lane], wide[lane]);
 }
 
+// The compiler does not make vector code of the conversions above, nor of the first few lanes: it takes them apart, one number at a
+// time.
 #if defined(__AVX512F__)
-FASTCOND_INLINE Lanes load_lanes(const float* from, int64_t count) {
-    return {{_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from)}};
-}
+FASTCOND_INLINE __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
+FASTCOND_INLINE Lanes load_lanes(const float* from, int64_t count) { return {{_mm512_maskz_loadu_ps(first_lanes(count), from)}}; }
 FASTCOND_INLINE void store_lanes(float* to, const Lanes& value, int64_t count) {
-    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), value.part[0]);
+    _mm512_mask_storeu_ps(to, first_lanes(count), value.part[0]);
 }
-#endif
-
-// The compiler does not make vector code of the conversions above: it takes them apart, one number at a time.
-#if defined(__AVX512F__)
 FASTCOND_INLINE Lanes load_lanes(const BFloat16* from) {
     const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return {{_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))}};
@@ -197,6 +194,19 @@ FASTCOND_INLINE void store_lanes(Float16* to, const Lanes& value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
 }
 #elif defined(__AVX2__)
+// Of register i, the lanes below `count`.
+FASTCOND_INLINE __m256i first_lanes(int64_t count, int i) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count) - 8 * i), lane);
+}
+FASTCOND_INLINE Lanes load_lanes(const float* from, int64_t count) {
+    Lanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = _mm256_maskload_ps(from + 8 * i, first_lanes(count, i)))
+    return result;
+}
+FASTCOND_INLINE void store_lanes(float* to, const Lanes& value, int64_t count) {
+    FASTCOND_EACH_REGISTER(_mm256_maskstore_ps(to + 8 * i, first_lanes(count, i), value.part[i]))
+}
 FASTCOND_INLINE Lanes load_lanes(const BFloat16* from) {
     Lanes result;
     FASTCOND_EACH_REGISTER(

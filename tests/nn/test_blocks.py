@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fastcond.nn import AdaGroupNorm, FusedGroupNorm
-from fastcond.nn.blocks import ResnetBlock, SelfAttention
+from fastcond.nn.blocks import Conv3x3, ResnetBlock, SelfAttention, TokenLinear
 from tests.support.networks import perturb, small_config
 from tests.tolerances import assert_network_close
 
@@ -65,6 +67,31 @@ def test_fused_group_norm_has_the_state_and_values_of_nn_group_norm(activation: 
     act = nn.SiLU() if activation else nn.Identity()
     assert_network_close(ours(x), act(plain(x)))
     assert_network_close(ours(x, scale, shift), act(plain(x) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]))
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "x"),
+    [
+        (lambda: Conv3x3(16, 20), lambda: nn.Conv2d(16, 20, 3, padding=1), torch.randn(2, 16, 6, 5)),
+        (lambda: TokenLinear(32, 40), lambda: nn.Linear(32, 40), torch.randn(2, 16, 32)),
+    ],
+)
+def test_layers_by_our_ops_are_pytorchs_layers(ours: Callable[[], nn.Module], plain: Callable[[], nn.Module], x: Tensor) -> None:
+    """The same bits from the same seed, the same names, the same values and gradients."""
+    layers = []
+    for make in (ours, plain):
+        torch.manual_seed(1)
+        layers.append(make())
+    expected = layers[1].state_dict()
+    assert layers[0].state_dict().keys() == expected.keys()
+    for name, value in layers[0].state_dict().items():
+        assert torch.equal(value, expected[name])
+    outputs = [layer(x) for layer in layers]
+    assert_network_close(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    for parameter, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        assert_network_close(parameter.grad, other.grad)
 
 
 def test_new_adaptive_norm_is_a_plain_group_norm() -> None:
