@@ -8,6 +8,7 @@
 #include "conv3x3.h"
 
 #include "conv3x3_transforms.h"
+#include "doubles.h"
 #include "workspace.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
@@ -307,7 +308,7 @@ void add_up(const ConvWeightGradient& call, int64_t feature) {
         Lanes sum = all_lanes(0.0f);
         for (int64_t i = 0; i < call.width; ++i, dy += call.features)
             sum = sum + (count == lanes ? load_lanes(dy) : load_lanes(dy, count));
-        add(totals, sum);
+        store_doubles(totals, load_doubles(totals) + widened(sum));
     }
     for (int64_t lane = 0; lane < count; ++lane) call.dbias[feature + lane] = float(totals[lane]);
 }
