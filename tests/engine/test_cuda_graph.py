@@ -23,9 +23,11 @@ from fastcond.engine.conditioning_table import conditioning_sites
 from fastcond.engine.cuda_graph import MOST_KINDS, Kind
 from fastcond.engine.executor import SamplingBatch
 from fastcond.nn import ConditionalUNet
+from tests.engine.test_composed_tables import TABLES
 from tests.support.graph_double import OperationRecorder
 from tests.support.graphed import LABELS, STEPS, as_on_a_gpu, draw
 from tests.support.networks import small_unet
+from tests.support.schedulers import table_of
 from tests.tolerances import BF16_MEAN_LEVELS, GRAY_LEVELS
 
 GUIDANCE: dict[str, dict[str, Any]] = {
@@ -72,6 +74,22 @@ def test_the_images_are_those_of_the_plain_way(
     assert_same_images(images, draw(model, **options))
     assert recorder.recordings == recorder.warm_ups == (4 if guidance == "interval" else 2)
     assert recorder.replays == len(rows) and rows[0] == (0, 0) and rows[-1][1] == 4, "every row is a replay"
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_that_need_more_than_a_rows_arithmetic(recorder: OperationRecorder, kind: str) -> None:
+    model = small_unet(out_channels=6 if kind.startswith("learned") else 3).eval()
+    for steps in (6, 9):
+        table = table_of(TABLES[kind], steps)
+        assert_same_images(draw(model, recorder=recorder, sampler=table), draw(model, sampler=table))
+    assert recorder.recordings == 1 and recorder.replays == 15
+
+
+def test_noise_of_pytorchs_generators_is_drawn_between_rows_that_are_executed(
+    model: ConditionalUNet, recorder: OperationRecorder
+) -> None:
+    assert_same_images(draw(model, recorder=recorder, rng="torch"), draw(model, rng="torch"))
+    assert recorder.recordings == recorder.warm_ups == 0
 
 
 def test_x_0_is_shown_after_each_row(model: ConditionalUNet, recorder: OperationRecorder) -> None:

@@ -17,12 +17,14 @@ from fastcond.engine import cuda_graph
 from fastcond.engine.cuda_graph import StaticDenoiser
 from fastcond.engine.sampling_step import SamplingStep
 from fastcond.engine.torch_operations import TorchOperations
+from tests.engine.test_composed_tables import TABLES
 from tests.engine.test_cuda_graph import COMPOSED, GUIDANCE
 from tests.support.capture_linter import CaptureViolation, lint_capture
 from tests.support.graph_double import OperationRecorder
 from tests.support.graphed import draw, graphed
 from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
 from tests.support.networks import small_unet
+from tests.support.schedulers import table_of
 from tests.tolerances import BF16_MEAN_LEVELS
 
 
@@ -46,6 +48,14 @@ def test_what_is_recorded_of_every_sampler(sampler: str, guidance: str, composed
     chosen = ddim(NoiseSchedule.from_config(model.diffusion), 4, eta=1.0) if sampler == "ddim eta 1" else sampler
     draw(model, [0, 3], recorder=recorder, sampler=chosen, **GUIDANCE[guidance], **composed)
     assert recorder.recordings == (2 if guidance == "interval" else 1)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_what_is_recorded_of_tables_that_need_more(kind: str) -> None:
+    recorder = LintingRecorder()
+    model = small_unet(out_channels=6 if kind.startswith("learned") else 3)
+    draw(model, [0, 3], recorder=recorder, sampler=table_of(TABLES[kind], 4), **GUIDANCE["interval"])
+    assert recorder.recordings == 2
 
 
 @pytest.mark.parametrize("resample", ["conv", "resnet"])

@@ -26,7 +26,9 @@ def graphed(model: ConditionalUNet, recorder: GraphRecorder, dtype: torch.dtype 
 @contextmanager
 def as_on_a_gpu(recorder: GraphRecorder) -> Iterator[None]:
     """Within, `generate` records and replays."""
-    with mock.patch.object(sys.modules["fastcond.engine.generate"], "_executor", lambda model, *_: graphed(model, recorder)):
+    with mock.patch.object(
+        sys.modules["fastcond.engine.generate"], "_executor", lambda model, *_, **__: graphed(model, recorder)
+    ):
         yield
 
 
