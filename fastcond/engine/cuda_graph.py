@@ -273,8 +273,8 @@ class GraphExecutor:
 
     @contextmanager
     def begin(self, batch: SamplingBatch) -> Iterator[Run]:
-        # What follows diffusers to the noise, or takes its noise's size from the network, has no buffers to be recorded over.
-        begun = self._graphed.begin(self._model, batch) if batch.is_plain else EagerExecutor(self._model).begin(batch)
+        # Noise from PyTorch's generators is drawn row by row on the host, and has no buffer that is recorded over.
+        begun = self._graphed.begin(self._model, batch) if batch.noise is None else EagerExecutor(self._model).begin(batch)
         with begun as run:
             yield run
 

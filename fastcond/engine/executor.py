@@ -36,13 +36,6 @@ class SamplingBatch:
     dynamic_threshold: float | None = None
     noise: TorchNoise | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether a row is a function of the table's coefficients, and a run begins with philox's normals."""
-        table = self.table
-        composed = table.threshold is not None or table.learned_noise is not None
-        return not composed and self.noise is None and table.initial_scale == 1 and not table.timesteps.is_floating_point()
-
 
 class Run(Protocol):
     """A batch under way. x, x_0: float32 [B, C, H, W], the sample and the last prediction, overwritten by every row."""

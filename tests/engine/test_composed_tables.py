@@ -69,15 +69,16 @@ def test_a_run_starts_at_the_tables_scale() -> None:
     torch.testing.assert_close(step.x, noise * table.initial_scale)
 
 
-@pytest.mark.parametrize("kind", [*TABLES, "fractional timesteps", "torch noise"])
-def test_on_a_gpu_they_are_executed_and_not_recorded(kind: str) -> None:
-    """Recordings have buffers for coefficients and whole timesteps only."""
+@pytest.mark.parametrize("rng", ["philox", "torch"])
+@pytest.mark.parametrize("kind", [*TABLES, "fractional timesteps"])
+def test_on_a_gpu_they_are_recorded_unless_the_noise_is_torchs(kind: str, rng: Any) -> None:
+    """Whose every row is drawn on the host, and executed."""
     fractional = {"_class_name": "HeunDiscreteScheduler", "timestep_spacing": "linspace"}
-    table = table_of(TABLES.get(kind, DDPM if kind == "torch noise" else fractional), 4)
+    table = table_of(TABLES.get(kind, fractional), 4)
     model = small_unet(out_channels=6 if kind.startswith("learned") else 3).eval()
-    options: dict[str, Any] = {"sampler": table, "guidance": 2.0, "rng": "torch" if kind == "torch noise" else "philox"}
+    options: dict[str, Any] = {"sampler": table, "guidance": 2.0, "rng": rng}
     recorder = OperationRecorder()
     with as_on_a_gpu(recorder):
         images = generate(model, [0, 1], **options)
-    assert recorder.recordings == 0
+    assert recorder.replays == (table.num_rows if rng == "philox" else 0)
     assert np.abs(images.astype(int) - generate(model, [0, 1], **options).astype(int)).max() <= GRAY_LEVELS
