@@ -12,6 +12,8 @@ from fastcond.engine import generate
 from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.engine.sampling_step import SamplingStep
 from tests.support.capture_linter import lint_capture
+from tests.support.graph_double import OperationRecorder
+from tests.support.graphed import as_on_a_gpu
 from tests.support.networks import small_unet
 from tests.support.schedulers import table_of
 from tests.tolerances import GRAY_LEVELS
@@ -65,3 +67,18 @@ def test_a_run_starts_at_the_tables_scale() -> None:
     noise = torch.randn((1, 3, 8, 8))
     step = SamplingStep(denoiser, table, (3, 8, 8), seeds=torch.tensor([[0, 0]]), guidance=torch.ones(1), noise=noise)
     torch.testing.assert_close(step.x, noise * table.initial_scale)
+
+
+@pytest.mark.parametrize("rng", ["philox", "torch"])
+@pytest.mark.parametrize("kind", [*TABLES, "fractional timesteps"])
+def test_on_a_gpu_they_are_recorded_unless_the_noise_is_torchs(kind: str, rng: Any) -> None:
+    """Whose every row is drawn on the host, and executed."""
+    fractional = {"_class_name": "HeunDiscreteScheduler", "timestep_spacing": "linspace"}
+    table = table_of(TABLES.get(kind, fractional), 4)
+    model = small_unet(out_channels=6 if kind.startswith("learned") else 3).eval()
+    options: dict[str, Any] = {"sampler": table, "guidance": 2.0, "rng": rng}
+    recorder = OperationRecorder()
+    with as_on_a_gpu(recorder):
+        images = generate(model, [0, 1], **options)
+    assert recorder.replays == (table.num_rows if rng == "philox" else 0)
+    assert np.abs(images.astype(int) - generate(model, [0, 1], **options).astype(int)).max() <= GRAY_LEVELS
