@@ -20,8 +20,18 @@ from fastcond.ops.ada_group_norm.op import ada_group_norm_backward
 _PLAIN = (Tensor, Parameter)
 
 
-def is_short(*tensors: Tensor | None) -> bool:
-    """Whether a call with these operands may take the short way; `tensors` begin with those of x's dtype and shape."""
+def _keys() -> Any:
+    return torch._C._dispatch_keys(torch.empty(0, device="cpu"))
+
+
+# What PyTorch's dispatcher goes by: the keys of a dense tensor of the CPU, and of one made in inference mode.
+_KEYS = _keys()
+with torch.inference_mode():
+    _INFERENCE_KEYS = _keys()
+
+
+def is_short(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a call with these tensors may take the short way: where the dispatcher would come to the CPU kernel alone."""
     if (
         torch.compiler.is_compiling()
         or native.native is None
@@ -32,7 +42,10 @@ def is_short(*tensors: Tensor | None) -> bool:
         or torch.autograd.profiler._is_profiler_enabled
     ):
         return False
-    return all(tensor is None or (type(tensor) in _PLAIN and tensor.is_cpu) for tensor in tensors)
+    keys, device = torch._C._dispatch_keys(x), x.device
+    if type(x) not in _PLAIN or keys not in (_KEYS, _INFERENCE_KEYS):
+        return False
+    return all(other is None or (type(other) in _PLAIN and other.device == device) for other in others)
 
 
 def ada_group_norm(x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, eps: float, silu: bool) -> Tensor | None:
