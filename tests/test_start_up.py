@@ -21,7 +21,7 @@ accelerate diffusers functorch huggingface_hub hypothesis jinja2 matplotlib mpma
 scipy sklearn sympy torch._dynamo torch._functorch torch._inductor torch.ao torch.compiler._cache torch.distributed torch.export
 torch.fx.experimental.symbolic_shapes torch.onnx torch.optim torch.profiler torch.utils.data torch.utils.tensorboard torchvision
 tqdm transformers triton PIL.GifImagePlugin PIL.JpegImagePlugin PIL.PngImagePlugin fastcond.data fastcond.evaluation
-fastcond.interop.accelerate fastcond.interop.diffusers fastcond.training.trainer
+fastcond.interop.drop_in fastcond.interop.diffusers fastcond.training.trainer
 """.split()
 SAMPLE = """
 import json, runpy, sys

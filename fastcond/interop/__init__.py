@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcond.interop.accelerate import accelerate
+    from fastcond.interop.drop_in import accelerate
     from fastcond.interop.diffusers import load_diffusers, save_diffusers
     from fastcond.interop.opening import open_model
     from fastcond.interop.pipeline import Pipeline
@@ -15,7 +15,7 @@ __all__ = ["Pipeline", "accelerate", "load_diffusers", "open_model", "save_diffu
 
 _HOME_OF = {
     "Pipeline": "pipeline",
-    "accelerate": "accelerate",
+    "accelerate": "drop_in",
     "load_diffusers": "diffusers",
     "open_model": "opening",
     "save_diffusers": "diffusers",

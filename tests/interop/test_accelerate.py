@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcond
-from fastcond.interop.accelerate import FusedNorm, FusedResnetBlock
+from fastcond.interop.drop_in import FusedNorm, FusedResnetBlock
 from tests.support.diffusers_networks import CONFIGS, build, call, in_float64, inputs, output_and_gradients
 from tests.support.networks import perturb
 from tests.tolerances import FP64, assert_gradient_parity, assert_network_close, assert_parity
