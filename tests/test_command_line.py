@@ -21,7 +21,7 @@ SAMPLE_FLAGS = """
 --guidance-interval --guidance-rescale --guide --help --label --n --no-compile --out --png --precision --resume --run
 --sampler --seed --steps --variance
 """.split()
-CONVERT_FLAGS = "--checkpoint --help --scheduler".split()
+CONVERT_FLAGS = "--checkpoint --head-dim --help --qkv-order --schedule --scheduler --size".split()
 
 
 @pytest.mark.parametrize(("module", "flags"), [(train, TRAIN_FLAGS), (sample, SAMPLE_FLAGS), (convert, CONVERT_FLAGS)])
