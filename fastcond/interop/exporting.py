@@ -17,7 +17,7 @@ from torch import Tensor
 from fastcond.diffusion import StepTable
 from fastcond.diffusion.step_table import COLUMNS
 from fastcond.engine.frozen_unet import FrozenUNet
-from fastcond.interop.step_program import DECOMPOSITIONS, StepProgram
+from fastcond.interop.step_program import StepProgram
 from fastcond.nn import ConditionalUNet
 from fastcond.ops import diffusion_step, philox_normal
 from fastcond.ops.philox import INITIAL_NOISE, STEP_NOISE
@@ -212,7 +212,6 @@ def _traced(step: StepProgram, inputs: Mapping[str, Tensor], batch_size: int | N
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch's, of what it does within itself
         program = torch.export.export(step, (), dict(inputs), dynamic_shapes=shapes)
-        program = program.run_decompositions(dict(DECOMPOSITIONS))
     foreign = sorted(
         {str(node.target) for node in program.graph.nodes if node.op == "call_function" and "fastcond" in str(node.target)}
     )

@@ -15,13 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from fastcond.diffusion import StepTable
 from fastcond.engine.frozen_unet import Ends
 from fastcond.engine.network_walk import Walk
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
+from fastcond.ops.conv3x3.reference import forward as conv3x3_forward
 from fastcond.ops.diffusion_step.reference import update
+from fastcond.ops.linear.reference import forward as linear_forward
+from fastcond.ops.token_attention.reference import forward as token_attention_forward
 
 
 class StepProgram(nn.Module):
@@ -83,7 +87,8 @@ class StepProgram(nn.Module):
         if self.guided:
             null = torch.full_like(label, self.network.config.null_label)
             both, labels = torch.cat([x, x]), torch.cat([label, null])
-        output = self._evaluate(both, row, labels)
+        with InPyTorch():
+            output = self._evaluate(both, row, labels)
         batch = x.shape[0]
         out_cond, out_uncond = (output[:batch], output[batch:]) if self.guided else (output, None)
         return update(x, out_cond, out_uncond, history, self.coefficients.index_select(0, row)[0], guidance, noise)
@@ -111,7 +116,7 @@ def _ada_group_norm(
     eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fastcond::ada_group_norm` around PyTorch's own group norm, which whoever runs the program has a kernel for."""
+    """`fastcond::ada_group_norm` by PyTorch's own group norm, which whoever runs the program has a kernel for."""
     batch, channels, positions = x.shape[0], x.shape[1], x.shape[2:].numel()
     y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, positions, num_groups, eps)
     after_channels = [1] * (x.dim() - 2)
@@ -122,5 +127,16 @@ def _ada_group_norm(
     return F.silu(y) if silu else y, torch.stack((mean, torch.zeros_like(mean))), rstd
 
 
-# What every op of this package in a program becomes.
-DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {torch.ops.fastcond.ada_group_norm.default: _ada_group_norm}
+_IN_PYTORCH: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.fastcond.ada_group_norm.default: _ada_group_norm,
+    torch.ops.fastcond.conv3x3.default: conv3x3_forward,
+    torch.ops.fastcond.linear.default: linear_forward,
+    torch.ops.fastcond.token_attention.default: token_attention_forward,
+}
+
+
+class InPyTorch(TorchFunctionMode):
+    """Within it, the ops of this package are PyTorch's own operations, whatever the device has kernels for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _IN_PYTORCH.get(func, func)(*args, **(kwargs or {}))
