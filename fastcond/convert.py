@@ -60,9 +60,7 @@ def main(options: argparse.Namespace) -> int:
         opened = open_model(options.source, step=options.checkpoint)
         model, class_names = opened.model, opened.class_names
     save_diffusers(model, options.target, class_names=class_names, scheduler=options.scheduler)
-    drawn = model.config.in_channels == model.config.out_channels
-    how = f"draw from it with: python -m fastcond.sample --run {options.target} --label all"
-    print(f"wrote {options.target}; {how if drawn else 'diffusers samples from it, whose variance is learned'}")
+    print(f"wrote {options.target}; draw from it with: python -m fastcond.sample --run {options.target} --label all")
     return 0
 
 

@@ -20,7 +20,7 @@ from fastcond.diffusion import NoiseSchedule
 from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.interop.guided_diffusion import load_guided_diffusion
 from tests.support.adm_network import Adm, evaluate, random_weights
-from tests.support.command_lines import assert_one_line
+from tests.support.command_lines import assert_one_line, sample_here
 from tests.tolerances import FP32_CUMPROD, assert_network_close
 
 NETWORKS = {
@@ -139,6 +139,8 @@ def test_converted_it_is_the_same_in_diffusers(name: str, tmp_path: Path) -> Non
         assert_network_close(network(x, timestep, **labels).sample, expected(adm, weights))
     scheduler = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["beta_schedule"] == "linear" and "variance_type" in scheduler
+    flags = ("--label", "0", "--n", "1", "--steps", "2", "--out", tmp_path / "drawn")
+    assert sample_here("--run", tmp_path / "out", *flags) == 0, "with the learned variance too"
 
 
 class Malicious:
