@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcond.interop.drop_in import accelerate
     from fastcond.interop.diffusers import load_diffusers, save_diffusers
+    from fastcond.interop.drop_in import accelerate
     from fastcond.interop.exporting import export_step
     from fastcond.interop.guided_diffusion import load_guided_diffusion
     from fastcond.interop.opening import open_model
