@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from fastcond import convert, sample, train
+from fastcond import convert, export, sample, train
 from fastcond.command_line import Parser, choose_device, image_size, number, path, run, seed_number, whole_number
 
 # A flag is added or removed here on purpose, with a line in CHANGELOG.md, or not at all.
@@ -21,10 +21,14 @@ SAMPLE_FLAGS = """
 --guidance-interval --guidance-rescale --guide --help --label --n --no-compile --out --png --precision --resume --run
 --sampler --seed --steps --variance
 """.split()
-CONVERT_FLAGS = "--checkpoint --help --scheduler".split()
+CONVERT_FLAGS = "--checkpoint --head-dim --help --qkv-order --schedule --scheduler --size".split()
+EXPORT_FLAGS = "--batch-size --checkpoint --help --no-cfg --sampler --steps".split()
 
 
-@pytest.mark.parametrize(("module", "flags"), [(train, TRAIN_FLAGS), (sample, SAMPLE_FLAGS), (convert, CONVERT_FLAGS)])
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [(train, TRAIN_FLAGS), (sample, SAMPLE_FLAGS), (convert, CONVERT_FLAGS), (export, EXPORT_FLAGS)],
+)
 def test_the_flags_are_frozen(module: object, flags: list[str]) -> None:
     parser = module.build_parser()  # type: ignore[attr-defined]
     found = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}

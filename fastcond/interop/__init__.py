@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastcond.interop.diffusers import load_diffusers, save_diffusers
     from fastcond.interop.drop_in import accelerate
+    from fastcond.interop.exporting import export_step
+    from fastcond.interop.guided_diffusion import load_guided_diffusion
     from fastcond.interop.opening import open_model
     from fastcond.interop.pipeline import Pipeline
 
-__all__ = ["Pipeline", "accelerate", "load_diffusers", "open_model", "save_diffusers"]
+__all__ = ["Pipeline", "accelerate", "export_step", "load_diffusers", "load_guided_diffusion", "open_model", "save_diffusers"]
 
 _HOME_OF = {
     "Pipeline": "pipeline",
     "accelerate": "drop_in",
+    "export_step": "exporting",
     "load_diffusers": "diffusers",
+    "load_guided_diffusion": "guided_diffusion",
     "open_model": "opening",
     "save_diffusers": "diffusers",
 }

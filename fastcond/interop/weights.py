@@ -14,6 +14,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+# What a file that is cut short, altered, or none at all makes the readers raise, as found by altering files at random.
+_DAMAGED = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 _STEM = "diffusion_pytorch_model"
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY = re.compile(r"^(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$")
@@ -47,7 +61,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
             loaded: Any = safetensors.torch.load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is no whole file of weights, or holds more than weights: {reason}") from error
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):

@@ -26,7 +26,22 @@ def step(
     draws_noise: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns (x of the next row, x_0 prediction), fp32, in x's memory format. Nothing is read back to the host."""
-    p_x, p_o, c, k_x, k_0, k_o, k_h, k_n = coefficients.index_select(0, row)[0].unbind()
+    noise = philox_normal(seeds, x.shape[1:], step=row, stream=STEP_NOISE) if draws_noise else None
+    x_next, x_0 = update(x, out_cond, out_uncond, history, coefficients.index_select(0, row)[0], guidance, noise)
+    return _strided_like(x_next, x), _strided_like(x_0, x)
+
+
+def update(
+    x: Tensor,
+    out_cond: Tensor,
+    out_uncond: Tensor | None,
+    history: Tensor | None,
+    coefficients: Tensor,
+    guidance: Tensor | None,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(x of the next row, x_0 prediction), of a row's coefficients [8] and the noise z that is given."""
+    p_x, p_o, c, k_x, k_0, k_o, k_h, k_n = coefficients.unbind()
     g = out_cond.float()
     if out_uncond is not None:
         assert guidance is not None, "guided steps carry their scale"
@@ -37,9 +52,9 @@ def step(
     x_next = k_x * x + k_0 * x_0 + k_o * g
     if history is not None:
         x_next = x_next + k_h * history
-    if draws_noise:
-        x_next = x_next + k_n * philox_normal(seeds, x.shape[1:], step=row, stream=STEP_NOISE)
-    return _strided_like(x_next, x), _strided_like(x_0, x)
+    if noise is not None:
+        x_next = x_next + k_n * noise
+    return x_next, x_0
 
 
 def step_into(
