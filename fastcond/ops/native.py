@@ -11,14 +11,29 @@ from typing import Any
 import torch  # noqa: F401  (first: the library then shares the OpenMP runtime that torch has loaded)
 
 
+INTERFACE = 1  # kernels/bindings.cpp's: what these sources call
+
+
 def _load() -> Any | None:
-    """Import the library. Not built gives None; built but broken raises ImportError, which must not pass unseen."""
+    """Import the library. Not built gives None; built but broken, or of other sources, raises ImportError, not to pass unseen."""
     try:
-        return importlib.import_module("fastcond._native")
+        library = importlib.import_module("fastcond._native")
     except ModuleNotFoundError as error:
         if error.name != "fastcond._native":
             raise
         return None
+    require_interface(library)
+    return library
+
+
+def require_interface(library: Any) -> None:
+    """Raises: ImportError for a library that reads arguments otherwise than these sources mean them."""
+    found = getattr(library, "INTERFACE", 0)
+    if found != INTERFACE:
+        raise ImportError(
+            f"the native library was built of other sources (interface {found}, {INTERFACE} is needed); build it again: "
+            "pip install ."
+        )
 
 
 native: Any | None = _load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,3 +46,12 @@ def test_freed_memory_is_kept() -> None:
 def test_without_the_library_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "native", None)
     assert native.keep_freed_memory() is False
+
+
+def test_a_library_of_other_sources_is_refused() -> None:
+    for other in (SimpleNamespace(), SimpleNamespace(INTERFACE=native.INTERFACE + 1)):
+        with pytest.raises(ImportError, match="was built of other sources"):
+            native.require_interface(other)
+    native.require_interface(SimpleNamespace(INTERFACE=native.INTERFACE))
+    if native.native is not None:
+        native.require_interface(native.native)
