@@ -10,7 +10,6 @@ from typing import Any
 
 import torch  # noqa: F401  (first: the library then shares the OpenMP runtime that torch has loaded)
 
-
 INTERFACE = 1  # kernels/bindings.cpp's: what these sources call
 
 
