@@ -56,6 +56,11 @@ def test_plain_calls_take_it() -> None:
         assert eager.is_short(torch.randn(2, 2))
 
 
+def test_a_pytorch_that_cannot_be_asked_goes_by_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "_CAN_ASK", False)
+    assert not eager.is_short(torch.randn(2, 2))
+
+
 def test_a_mode_sees_the_op() -> None:
     with Seen() as seen, torch.no_grad():
         CASE.ours(CASE.operands())

@@ -20,8 +20,17 @@ from fastcond.ops.ada_group_norm.op import ada_group_norm_backward
 _PLAIN = (Tensor, Parameter)
 
 
+# What is asked of PyTorch below is not part of its public interface: where a version lacks any of it, all calls go by the op.
+_ASKED = {
+    torch._C: ("_dispatch_keys", "_len_torch_dispatch_stack", "_len_torch_function_stack", "_get_tracing_state"),
+    getattr(torch._C, "_functorch", None): ("peek_interpreter_stack",),
+    torch.autograd.profiler: ("_is_profiler_enabled",),
+}
+_CAN_ASK = all(hasattr(module, name) for module, names in _ASKED.items() for name in names)
+
+
 def _keys() -> Any:
-    return torch._C._dispatch_keys(torch.empty(0, device="cpu"))
+    return torch._C._dispatch_keys(torch.empty(0, device="cpu")) if _CAN_ASK else None
 
 
 # What PyTorch's dispatcher goes by: the keys of a dense tensor of the CPU, and of one made in inference mode.
@@ -33,7 +42,8 @@ with torch.inference_mode():
 def is_short(x: Tensor, *others: Tensor | None) -> bool:
     """Whether a call with these tensors may take the short way: where the dispatcher would come to the CPU kernel alone."""
     if (
-        torch.compiler.is_compiling()
+        not _CAN_ASK
+        or torch.compiler.is_compiling()
         or native.native is None
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
