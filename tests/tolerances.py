@@ -66,6 +66,8 @@ GUIDED_RUN = 1e-3
 SINUSOID = {"atol": 1.2e-4, "rtol": 0.0}
 # Float32 coefficients of size 1, used in float64: one rounding of 6e-8 each, four a row; times the rows of a run.
 FP32_COEFFICIENTS = 3e-7
+# A float64 network and its frozen form: the same operations, with the conditioning's products of another shape.
+FP64_NETWORK = {"atol": 1e-12, "rtol": 1e-12}
 # Closed forms in float64 on both sides.
 FP64 = {"atol": 1e-12, "rtol": 1e-9}
 # Float rounding of a pixel before it is rounded to 8 bits moves it by one level at most.

@@ -19,6 +19,7 @@ from fastcond.interop.unet2d_condition_config import label_unet_config, unet2d_c
 from fastcond.interop.unet2d_config import CLASS, unet2d_config, unet_config
 from fastcond.interop.weights import load_into, read_file, read_folder
 from fastcond.nn import ConditionalUNet
+from fastcond.training.run_directory import read_json
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 LABELS_NAME = "class_labels.json"
@@ -175,13 +176,7 @@ def _read_label_mlp(path: Path) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the folder is not one of diffusers, or not whole")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, not an object")
-    return values
+    return read_json(path, remedy="")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

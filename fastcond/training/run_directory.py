@@ -94,7 +94,7 @@ class RunDirectory:
             raise FileNotFoundError(
                 f"there is no run in {self.path}; make one with: python -m fastcond.train --out {shlex.quote(str(self.path))}"
             )
-        values = _read_json(self.path / "config.json")
+        values = read_json(self.path / "config.json")
         _require_version(values, self.path / "config.json")
         try:
             return from_dict(RunConfig, {key: value for key, value in values.items() if key != "format_version"})
@@ -110,7 +110,7 @@ class RunDirectory:
         path = self.path / "class_labels.json"
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; the run's folder is not whole")
-        found = _read_json(path).get("label2id")
+        found = read_json(path).get("label2id")
         label_of: dict[str, Any] = found if isinstance(found, dict) else {}
         numbers = list(label_of.values())
         if not numbers or any(type(n) is not int for n in numbers) or sorted(numbers) != list(range(len(numbers))):
@@ -173,7 +173,7 @@ class RunDirectory:
         if step is not None and step not in steps:
             raise FileNotFoundError(f"{self.path} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
         folder = self.checkpoints_path / f"{steps[-1] if step is None else step:08d}"
-        state = _read_json(folder / "state.json")
+        state = read_json(folder / "state.json")
         _require_version(state, folder / "state.json")
         if type(state.get("step")) is not int:
             raise ValueError(f"{folder / 'state.json'} has no step; it is not whole")
@@ -245,15 +245,16 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "; restore it or train again") -> dict[str, Any]:
+    """A file's object. Raises: ValueError for a file that is missing or holds something else; `remedy` ends its message."""
     if not path.exists():
         raise ValueError(f"{path} is missing; the folder is not whole")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it or train again") from error
+        raise ValueError(f"{path} is not valid JSON ({error}){remedy}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, not an object; restore it or train again")
+        raise ValueError(f"{path} holds {type(values).__name__}, not an object{remedy}")
     return values
 
 

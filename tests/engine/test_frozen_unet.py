@@ -14,7 +14,7 @@ from fastcond.engine.frozen_unet import FrozenUNet
 from tests.support.frozen_networks import assert_equals_the_model, inputs
 from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
 from tests.support.networks import small_unet
-from tests.tolerances import assert_network_close
+from tests.tolerances import FP64_NETWORK, assert_network_close
 
 
 @pytest.mark.parametrize("channels", [(8, 16), (16, 32), (24, 40)])
@@ -77,7 +77,7 @@ def test_float64_runs_as_it_is() -> None:
     with torch.no_grad():
         expected = model(x_t.double(), torch.full((3,), 3), label)
     actual = FrozenUNet(model)(x_t.double(), 3, label)
-    assert actual.dtype == torch.float64 and torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    assert actual.dtype == torch.float64 and torch.allclose(actual, expected, **FP64_NETWORK)
 
 
 def test_rows_of_a_table_that_is_not_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,20 +98,15 @@ def test_vectors_for_labels() -> None:
         pipeline([[0.5, float("nan"), 0]], **settings)
 
 
-BLOG = Path(__file__).resolve().parents[3] / "shared" / "data" / "blog"
-needs_blog = pytest.mark.skipif(not BLOG.is_dir(), reason="the blog's files are not here")
-
-
-@needs_blog
 @pytest.mark.parametrize("name", ["conditional_unet", "better_conditional_unet"])
-def test_the_blog_s_twenty_images(tmp_path: Path, name: str) -> None:
+def test_the_blog_s_twenty_images(shared_data: Path, tmp_path: Path, name: str) -> None:
     """Its network with random weights, its own label MLP, and its pipeline written out with diffusers."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
-    steps = 8
-    unet = diffusers.UNet2DConditionModel.from_config(json.loads((BLOG / f"{name}.config.json").read_text())).eval()
+    blog, steps = shared_data / "blog", 8
+    unet = diffusers.UNet2DConditionModel.from_config(json.loads((blog / f"{name}.config.json").read_text())).eval()
     perturb(unet, size=0.02)
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=200)
-    state = torch.load(BLOG / ("better_emb_net.pth" if name.startswith("better") else "emb_net.pth"), "cpu", weights_only=True)
+    state = torch.load(blog / ("better_emb_net.pth" if name.startswith("better") else "emb_net.pth"), "cpu", weights_only=True)
     layers = sorted({int(key.split(".")[0]) for key in state})
     mlp = nn.Sequential(*(nn.Linear(*state[f"{layer}.weight"].T.shape) for layer in layers)).eval()
     mlp.load_state_dict(
