@@ -9,6 +9,7 @@
 
 #include "conv3x3_transforms.h"
 #include "doubles.h"
+#include "transposition.h"
 #include "workspace.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
@@ -51,44 +52,6 @@ void transform_filters(const float* from, float* to, int64_t place) {
     }
 }
 
-#if defined(__GNUC__) && !defined(__clang__)
-typedef float Sixteen __attribute__((vector_size(64)));
-typedef int32_t Choice __attribute__((vector_size(64)));
-
-// The blocks of `size` beside the diagonal change places, in all pairs of rows that far apart: a step of a transposition.
-template <int size>
-FASTCOND_INLINE void exchange(Sixteen (&rows)[lanes]) {
-    Choice left{}, right{};
-    for (int lane = 0; lane < lanes; ++lane) {
-        left[lane] = lane & size ? lanes + lane - size : lane;
-        right[lane] = lane & size ? lanes + lane : lane + size;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-        if (i & size) continue;
-        const Sixteen above = rows[i], below = rows[i + size];
-        rows[i] = __builtin_shuffle(above, below, left);
-        rows[i + size] = __builtin_shuffle(above, below, right);
-    }
-}
-#endif
-
-// Sixteen rows of sixteen, `stride` floats apart, to their columns side by side.
-FASTCOND_INLINE void transpose(const float* from, int64_t stride, float* to) {
-#if defined(__GNUC__) && !defined(__clang__)
-    Sixteen rows[lanes];
-    for (int64_t i = 0; i < lanes; ++i) std::memcpy(&rows[i], from + i * stride, sizeof rows[i]);
-    exchange<8>(rows);
-    exchange<4>(rows);
-    exchange<2>(rows);
-    exchange<1>(rows);
-    std::memcpy(to, rows, sizeof rows);
-#else
-    for (int64_t i = 0; i < lanes; ++i)
-        for (int64_t j = 0; j < lanes; ++j) to[j * lanes + i] = from[i * stride + j];
-#endif
-}
-
 // Sixteen features by sixteen channels of all filters, side by side: [taps][16 channels][16 features], zero where there are none.
 // Each line of the weight is read once, whichever way it lies.
 void gather_filters(const FilterPack& call, int64_t feature, int64_t channel, float* to) {
@@ -97,7 +60,7 @@ void gather_filters(const FilterPack& call, int64_t feature, int64_t channel, fl
         const float* from = call.weight + feature * call.feature_stride + channel * call.channel_stride +
                             (call.turned ? taps - 1 - tap : tap) * call.tap_stride;
         if (features == lanes && channels == lanes && call.channel_stride == 1) {
-            transpose(from, call.feature_stride, to);
+            transpose(from, call.feature_stride, to, lanes);
             continue;
         }
         for (int64_t c = 0; c < channels; ++c, from += call.channel_stride) {

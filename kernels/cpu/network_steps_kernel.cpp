@@ -212,7 +212,7 @@ void patch_conv(const PatchConv& step) {
         thread_local Workspace workspace;
         const int64_t v_size = whole_lines(p.chunks * p.rows * lanes);
         float *v = workspace.take(v_size + p.rows * panel), *result = v + v_size;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (int64_t block = 0; block < p.blocks(); ++block) {
             const int64_t begin = block * p.rows, rows = smaller(p.rows, p.positions - begin);
             gather(step, p, begin, rows, v);

@@ -105,10 +105,11 @@ void transform_chunk(const NormConv& call, const Block& block, int64_t chunk, fl
                   : transform_chunk<false, false>(call, block, chunk, positions, v);
 }
 
-// Sixteen features from `feature` of a block's outputs. `partial` is [B, parts, 2, K], or null.
+// Sixteen features from `feature` of a block's outputs. `partial` is [B, parts, 2, K], not used where an image is one part.
 void finish_features(const NormConv& call, const Blocks& blocks, const Block& block, int64_t feature, const float* m,
                      float* partial) {
     const int64_t K = call.features, features = smaller(lanes, K - feature), place = m_place(block.tiles());
+    const bool wanted = call.y_mean;
     for (int64_t image = block.image; image < block.image + block.images; ++image) {
         const float* bias_row = call.bias ? call.bias + image * call.bias_stride + feature : nullptr;
         const Lanes bias = bias_row ? load_lanes(bias_row, features) : all_lanes(0.0f);
@@ -123,18 +124,35 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
                 Lanes y[outputs][outputs];
                 if (to.rows == outputs && to.columns == outputs && features == lanes) {
                     finish_tile<false>(m, place, bias, to, y);
-                    if (partial) merge(all, seen, statistics_of(y, outputs, outputs), outputs * outputs);
+                    if (wanted) merge(all, seen, statistics_of(y, outputs, outputs), outputs * outputs);
                 } else {
                     finish_tile<true>(m, place, bias, to, y);
-                    if (partial) merge(all, seen, statistics_of(y, to.rows, to.columns), to.rows * to.columns);
+                    if (wanted) merge(all, seen, statistics_of(y, to.rows, to.columns), to.rows * to.columns);
                 }
                 seen += to.rows * to.columns;
             }
-        if (partial) {
-            float* to = partial + (image * blocks.parts() + block.part) * 2 * K + feature;
-            store_lanes(to, all.mean, features);
-            store_lanes(to + K, all.m2, features);
+        if (wanted) {
+            float* of_part = partial + (image * blocks.parts() + block.part) * 2 * K + feature;
+            const bool whole = blocks.parts() == 1;
+            store_lanes(whole ? call.y_mean + image * K + feature : of_part, all.mean, features);
+            store_lanes(whole ? call.y_m2 + image * K + feature : of_part + K, all.m2, features);
         }
+    }
+}
+
+// Asks for part `i` of `parts` of where `columns` features of a block's outputs go, and of what is added to them.
+void fetch_outputs(const NormConv& call, const Block& block, int64_t feature, int64_t columns, int64_t i, int64_t parts) {
+    const int64_t width = block.columns * outputs, height = block.rows * outputs, positions = block.images * height * width;
+    const int64_t begin = positions * i / parts, end = positions * (i + 1) / parts;
+    int64_t row = begin / width, column = begin % width;
+    for (int64_t position = begin; position < end; ++position) {
+        const int64_t image = block.image + row / height, y = block.row * outputs + row % height, x = block.column * outputs + column;
+        const int64_t at = ((image * call.height + y) * call.width + x) * call.features + feature;
+        for (int64_t k = 0; k < columns; k += lanes) {
+            fetch_to_write(call.y + at + k);
+            if (call.residual) fetch(call.residual + at + k);
+        }
+        if (++column == width) column = 0, ++row;
     }
 }
 
@@ -144,10 +162,12 @@ void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block
     const int64_t first = feature / panel * panel, tiles = block.tiles();
     const int64_t width = call.features - first > lanes ? panel : lanes;
     const float* u = call.packed + first * products * call.channels + (feature - first);
-    for (int64_t xi = 0; xi < products; ++xi)
+    for (int64_t xi = 0; xi < products; ++xi) {
+        fetch_outputs(call, block, feature, columns, xi, products);
         multiply_all(Product{v + xi * v_place(call, tiles), u + xi * call.channels * width,
                              m + xi * m_place(tiles), tiles * lanes, call.channels, width},
                      tiles, columns);
+    }
     for (int64_t column = 0; column < columns; column += lanes)
         if (feature + column < call.features)
             finish_features(call, blocks, block, feature + column, m + column, partial);
@@ -155,22 +175,22 @@ void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block
 
 // The parts of an image become one, in their order.
 void join_statistics(const NormConv& call, const Blocks& blocks, const float* partial) {
+    const int64_t K = call.features;
     for (int64_t image = 0; image < call.batch; ++image)
-        for (int64_t k = 0; k < call.features; ++k) {
-            double mean = 0.0, m2 = 0.0, count = 0.0;
+        for (int64_t k = 0; k < K; k += lanes) {
+            const int64_t features = smaller(lanes, K - k);
+            Statistics all{all_lanes(0.0f), all_lanes(0.0f)};
+            int64_t seen = 0;
             for (int64_t part = 0; part < blocks.parts(); ++part) {
-                const float* of_part = partial + (image * blocks.parts() + part) * 2 * call.features + k;
+                const float* of_part = partial + (image * blocks.parts() + part) * 2 * K + k;
                 const int64_t row = part / blocks.column_parts * blocks.rows, column = part % blocks.column_parts * blocks.columns;
                 const int64_t height = smaller(blocks.rows * outputs, call.height - row * outputs);
                 const int64_t width = smaller(blocks.columns * outputs, call.width - column * outputs);
-                const double more = double(height * width), distance = double(of_part[0]) - mean;
-                const double share = more / (count + more);
-                mean += distance * share;
-                m2 += double(of_part[call.features]) + distance * distance * share * count;
-                count += more;
+                merge(all, seen, {load_lanes(of_part, features), load_lanes(of_part + K, features)}, height * width);
+                seen += height * width;
             }
-            call.y_mean[image * call.features + k] = float(mean);
-            call.y_m2[image * call.features + k] = float(m2);
+            store_lanes(call.y_mean + image * K + k, all.mean, features);
+            store_lanes(call.y_m2 + image * K + k, all.m2, features);
         }
 }
 
@@ -185,17 +205,18 @@ void norm_conv(const NormConv& call) {
     // Threads that share a block take 16 features each where there are few.
     const int64_t columns = parts_of(call.features, panel) % threads == 0 ? panel : lanes;
     const int64_t feature_parts = parts_of(call.features, columns);
-    const int64_t partial_size = call.y_mean ? call.batch * blocks.parts() * 2 * call.features : 0;
+    const bool joined = call.y_mean && blocks.parts() > 1;
+    const int64_t partial_size = joined ? call.batch * blocks.parts() * 2 * call.features : 0;
     const int64_t shared_size = alone < blocks.count ? whole_lines(v_size(call, blocks)) : 0;
     float* shared = of_call.take(partial_size + shared_size);
-    float* partial = call.y_mean ? shared + shared_size : nullptr;
+    float* partial = shared + shared_size;
 #pragma omp parallel num_threads(int(threads)) if (threads > 1)
     {
         thread_local Workspace of_thread;
         const int64_t v_own = alone ? whole_lines(v_size(call, blocks)) : 0, m_own = whole_lines(m_size(blocks));
         float* m = of_thread.take(v_own + m_own + rectangle_size(blocks));
         float *v = m + m_own, *positions = v + v_own;
-#pragma omp for schedule(dynamic) nowait
+#pragma omp for schedule(static) nowait
         for (int64_t i = 0; i < alone; ++i) {
             const Block block(call, blocks, i);
             for (int64_t chunk = 0; chunk < chunks; ++chunk) transform_chunk(call, block, chunk, positions, v);
@@ -215,7 +236,7 @@ void norm_conv(const NormConv& call) {
             }
         }
     }
-    if (partial) join_statistics(call, blocks, partial);
+    if (joined) join_statistics(call, blocks, partial);
 }
 
 }  // namespace fastcond::cpu::FASTCOND_ISA

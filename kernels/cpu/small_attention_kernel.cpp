@@ -10,8 +10,9 @@
 
 #include <cmath>
 
+#include "activation.h"
 #include "exponential.h"
-#include "products.h"
+#include "transposition.h"
 #include "workspace.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
@@ -20,117 +21,141 @@ namespace {
 constexpr int64_t products_worth_a_thread = 1 << 18;
 
 struct Sizes {
-    int64_t tokens, padded, chunks, dimension;
+    int64_t tokens, panels, chunks, dimension;  // panels of 32 tokens, chunks of 16 channels
     explicit Sizes(const SmallAttention& call)
         : tokens(call.tokens),
-          padded(parts_of(call.tokens, lanes) * lanes),
+          panels(parts_of(call.tokens, panel)),
           chunks(parts_of(call.channels, lanes)),
           dimension(call.channels / call.heads) {}
+    // Tokens of a panel, and these up to whole Lanes.
+    int64_t rows(int64_t of) const { return smaller(panel, tokens - of * panel); }
+    int64_t columns(int64_t of) const { return parts_of(rows(of), lanes) * lanes; }
 };
 
-// What the steps of one image hand on.
+// What the steps of one image hand on. A product broadcasts one operand and reads the other by registers: all but the values have
+// 32 tokens side by side.
 struct Buffers {
-    float* normalised;  // [chunks of channels][tokens][16]
-    float* qkv;         // [blocks of features][tokens][32]
-    float* attended;    // [C][padded tokens]
+    float* normalised;    // [panels][16 chunks][32]; later, in its place, what the queries attended to as [panels][C][32]
+    float* queries_keys;  // [panels][2C][32]
+    float* values;        // [blocks of features][tokens][32], of which those that have values are there
 
-    static int64_t normalised_size(const Sizes& s) { return s.chunks * s.tokens * lanes; }
-    static int64_t qkv_size(const SmallAttention& call) { return parts_of(3 * call.channels, panel) * panel * call.tokens; }
+    static int64_t normalised_size(const Sizes& s) { return s.panels * s.chunks * lanes * panel; }
+    static int64_t queries_keys_size(const SmallAttention& call, const Sizes& s) { return s.panels * 2 * call.channels * panel; }
+    static int64_t first_block(const SmallAttention& call) { return 2 * call.channels / panel; }
     static int64_t size(const SmallAttention& call, const Sizes& s) {
-        return normalised_size(s) + qkv_size(call) + call.channels * s.padded;
+        const int64_t blocks = parts_of(3 * call.channels, panel) - first_block(call);
+        return normalised_size(s) + queries_keys_size(call, s) + blocks * panel * call.tokens;
     }
     Buffers(const SmallAttention& call, const Sizes& s, float* memory)
-        : normalised(memory), qkv(memory + normalised_size(s)), attended(qkv + qkv_size(call)) {}
+        : normalised(memory),
+          queries_keys(memory + normalised_size(s)),
+          values(queries_keys + queries_keys_size(call, s) - first_block(call) * panel * call.tokens) {}
+    float* attended() const { return normalised; }
 };
 
-// A thread's own: queries and keys of a head as [dimension][padded tokens], scores [tokens][32], and a product's result.
+// A thread's own: scores [tokens][32], and a product's result.
 struct Scratch {
-    float *queries, *keys, *scores, *result;
+    float *scores, *result;
 
-    static int64_t rows(const Sizes& s) { return larger(s.tokens, panel); }
-    static int64_t size(const Sizes& s) { return 2 * s.dimension * s.padded + (s.tokens + rows(s)) * panel; }
-    Scratch(const Sizes& s, float* memory)
-        : queries(memory),
-          keys(queries + s.dimension * s.padded),
-          scores(keys + s.dimension * s.padded),
-          result(scores + s.tokens * panel) {}
+    static int64_t size(const Sizes& s) { return (s.panels + 1) * panel * panel; }
+    Scratch(const Sizes& s, float* memory) : scores(memory), result(memory + s.panels * panel * panel) {}
 };
 
+// Sixteen channels, of all tokens.
 void normalise(const SmallAttention& call, const Sizes& s, int64_t image, int64_t chunk, const Buffers& buffers) {
     const int64_t first = chunk * lanes, count = smaller(lanes, call.channels - first), at = image * call.channels + first;
     const float* x = call.x + image * s.tokens * call.channels + first;
-    float* to = buffers.normalised + chunk * s.tokens * lanes;
     Lanes mean = all_lanes(0.0f), gain = mean, offset = mean;
     if (call.mean) {
         mean = load_lanes(call.mean + at, count);
         gain = load_lanes(call.gain + at, count);
         offset = load_lanes(call.offset + at, count);
     }
-    for (int64_t token = 0; token < s.tokens; ++token, x += call.channels, to += lanes) {
-        Lanes value = count == lanes ? load_lanes(x) : load_lanes(x, count);
-        if (call.mean) value = fused(value - mean, gain, offset);
-        store_lanes(to, value);
+    for (int64_t begin = 0; begin < s.tokens; begin += lanes) {
+        float rows[lanes * lanes];
+        for (int64_t i = 0; i < lanes; ++i) {
+            Lanes value = all_lanes(0.0f);
+            if (begin + i < s.tokens) {
+                const float* from = x + (begin + i) * call.channels;
+                value = count == lanes ? load_lanes(from) : load_lanes(from, count);
+                if (call.mean) value = fused(value - mean, gain, offset);
+            }
+            store_lanes(rows + i * lanes, value);
+        }
+        transpose(rows, lanes, buffers.normalised + (begin / panel * s.chunks * lanes + first) * panel + begin % panel, panel);
     }
 }
 
 // Features in a row of the block that `first` starts.
 FASTCOND_INLINE int64_t width_of(int64_t features, int64_t first) { return features - first > lanes ? panel : lanes; }
 
-void multiply_qkv(const SmallAttention& call, const Sizes& s, int64_t block, const Buffers& buffers) {
-    const int64_t first = block * panel, width = width_of(3 * call.channels, first);
-    multiply_all(Product{buffers.normalised, call.packed + first * call.channels, buffers.qkv + first * s.tokens, s.tokens * lanes,
-                         call.channels, width},
-                 s.tokens, width);
-}
-
-// Where feature `f` of queries, keys and values is: of the first token, the next is 32 further.
-FASTCOND_INLINE const float* feature_of(const Buffers& buffers, const Sizes& s, int64_t f) {
-    return buffers.qkv + f / panel * panel * s.tokens + f % panel;
-}
-
-// (value + bias) * factor of a head's features from `first`, as [dimension][padded tokens].
-void turn(const Sizes& s, const Buffers& buffers, int64_t first, const float* bias, float factor, float* to) {
-    for (int64_t f = first; f < first + s.dimension; ++f, to += s.padded) {
-        const float* from = feature_of(buffers, s, f);
-        const float added = bias ? bias[f] : 0.0f;
-        for (int64_t token = 0; token < s.tokens; ++token) to[token] = (from[token * panel] + added) * factor;
-        for (int64_t token = s.tokens; token < s.padded; ++token) to[token] = 0.0f;
+// A bias of the keys adds the same to all of a query's scores, which a softmax does not see. Queries are multiplied by what makes
+// powers of two of it.
+void finish_queries(const SmallAttention& call, const Sizes& s, int64_t first, int64_t rows, int64_t columns, float* to) {
+    const Lanes factor = all_lanes(-minus_log2_e / std::sqrt(float(s.dimension)));
+    for (int64_t f = first; f < smaller(first + rows, call.channels); ++f, to += panel) {
+        const Lanes bias = all_lanes(call.qkv_bias ? call.qkv_bias[f] : 0.0f);
+        for (int64_t i = 0; i < columns; i += lanes) store_lanes(to + i, (load_lanes(to + i) + bias) * factor);
     }
 }
 
-// scores [tokens][32], sixteen queries of them: e^(score - largest), and 1 over their sum, NaN where a score is no number.
+void multiply_qkv(const SmallAttention& call, const Sizes& s, int64_t block, const Buffers& buffers) {
+    const int64_t C = call.channels, first = block * panel, width = width_of(3 * C, first);
+    const float* weight = call.packed + first * C;
+    for (int64_t of = 0; of < s.panels; ++of) {
+        const float* tokens = buffers.normalised + of * s.chunks * lanes * panel;
+        const int64_t rows = smaller(panel, 2 * C - first), columns = s.columns(of);
+        if (rows > 0) {
+            float* to = buffers.queries_keys + (of * 2 * C + first) * panel;
+            multiply_all(ColumnProduct{weight, tokens, to, width, panel, C}, rows, columns);
+            finish_queries(call, s, first, rows, columns, to);
+        }
+        if (first + panel > 2 * C)
+            multiply_all(ColumnProduct{tokens, weight, buffers.values + (first * s.tokens + of * panel * panel), panel, width, C},
+                         s.rows(of), width);
+    }
+}
+
+// 2^(score - largest) of a few keys, and their sum: NaN where a score is no number.
+template <int n>
+FASTCOND_INLINE Lanes soften(float* scores, const Lanes& largest) {
+    const Several<n> distance = several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return load_lanes(scores + k * panel) - largest; });
+    const Several<n> power = scaled_power(distance, 1.0f);
+    store_several(scores, panel, power);
+    return folded(power + (distance - distance));
+}
+
+// scores [tokens][32], sixteen queries of them: 2^(score - largest), and 1 over their sum.
 Lanes soften(float* scores, int64_t tokens) {
+    constexpr int together = 4;
     Lanes largest = load_lanes(scores);
     for (int64_t key = 1; key < tokens; ++key) largest = larger(load_lanes(scores + key * panel), largest);
     Lanes sum = all_lanes(0.0f);
-    for (int64_t key = 0; key < tokens; ++key) {
-        const Lanes distance = load_lanes(scores + key * panel) - largest;
-        const Lanes power = exponential(distance);
-        store_lanes(scores + key * panel, power);
-        sum = sum + (power + (distance - distance));
-    }
+    int64_t key = 0;
+    for (; key + together <= tokens; key += together) sum = sum + soften<together>(scores + key * panel, largest);
+    for (; key < tokens; ++key) sum = sum + soften<1>(scores + key * panel, largest);
     return all_lanes(1.0f) / sum;
 }
 
 void attend(const SmallAttention& call, const Sizes& s, int64_t head, const Buffers& buffers, const Scratch& scratch) {
     const int64_t C = call.channels, first = head * s.dimension, end = 2 * C + first + s.dimension;
-    // A bias of the keys adds the same to all of a query's scores, which a softmax does not see.
-    turn(s, buffers, first, call.qkv_bias, 1.0f / std::sqrt(float(s.dimension)), scratch.queries);
-    turn(s, buffers, C + first, nullptr, 1.0f, scratch.keys);
-    for (int64_t query = 0; query < s.padded; query += panel) {
-        const int64_t columns = smaller(panel, s.padded - query);
-        multiply_all(ColumnProduct{scratch.keys, scratch.queries + query, scratch.scores, s.padded, s.padded, s.dimension}, s.tokens,
-                     columns);
+    const auto features = [&](int64_t of, int64_t f) { return buffers.queries_keys + (of * 2 * C + f) * panel; };
+    for (int64_t of = 0; of < s.panels; ++of) {
+        const int64_t columns = s.columns(of);
+        for (int64_t keys = 0; keys < s.panels; ++keys)
+            multiply_all(ColumnProduct{features(keys, C + first), features(of, first), scratch.scores + keys * panel * panel, panel, panel,
+                                       s.dimension},
+                         s.rows(keys), columns);
         Lanes share[2];
         for (int64_t i = 0; i < columns; i += lanes) share[i / lanes] = soften(scratch.scores + i, s.tokens);
         for (int64_t f = 2 * C + first; f < end;) {
             const int64_t rows = smaller(end - f, panel - f % panel);
-            multiply_all(ColumnProduct{feature_of(buffers, s, f), scratch.scores, scratch.result, panel, panel, s.tokens}, rows,
-                         columns);
+            const float* values = buffers.values + f / panel * panel * s.tokens + f % panel;
+            multiply_all(ColumnProduct{values, scratch.scores, scratch.result, panel, panel, s.tokens}, rows, columns);
             for (int64_t row = 0; row < rows; ++row, ++f) {
                 const Lanes bias = all_lanes(call.qkv_bias ? call.qkv_bias[f] : 0.0f);
                 for (int64_t i = 0; i < columns; i += lanes)
-                    store_lanes(buffers.attended + (f - 2 * C) * s.padded + query + i,
+                    store_lanes(buffers.attended() + (of * C + f - 2 * C) * panel + i,
                                 fused(load_lanes(scratch.result + row * panel + i), share[i / lanes], bias));
             }
         }
@@ -140,17 +165,20 @@ void attend(const SmallAttention& call, const Sizes& s, int64_t head, const Buff
 void project(const SmallAttention& call, const Sizes& s, int64_t image, int64_t block, const Buffers& buffers, float* result) {
     const int64_t C = call.channels, first = block * panel, width = width_of(C, first);
     const float* weight = call.packed + (parts_of(3 * C, lanes) * lanes + first) * C;
-    multiply_all(ColumnProduct{buffers.attended, weight, result, s.padded, width, C}, s.tokens, width);
-    for (int64_t column = 0; column < width && first + column < C; column += lanes) {
-        const int64_t feature = first + column, count = smaller(lanes, C - feature);
-        const float* out_bias = call.out_bias ? call.out_bias + image * call.out_bias_stride + feature : nullptr;
-        const Lanes bias = out_bias ? load_lanes(out_bias, count) : all_lanes(0.0f);
-        for (int64_t token = 0; token < s.tokens; ++token) {
-            const int64_t at = (image * s.tokens + token) * C + feature;
-            Lanes y = load_lanes(result + token * panel + column) + bias;
-            if (call.residual) y = y + (count == lanes ? load_lanes(call.residual + at) : load_lanes(call.residual + at, count));
-            if (count == lanes) store_lanes(call.y + at, y);
-            else store_lanes(call.y + at, y, count);
+    for (int64_t of = 0; of < s.panels; ++of) {
+        const int64_t rows = s.rows(of);
+        multiply_all(ColumnProduct{buffers.attended() + of * C * panel, weight, result, panel, width, C}, rows, width);
+        for (int64_t column = 0; column < width && first + column < C; column += lanes) {
+            const int64_t feature = first + column, count = smaller(lanes, C - feature);
+            const float* out_bias = call.out_bias ? call.out_bias + image * call.out_bias_stride + feature : nullptr;
+            const Lanes bias = out_bias ? load_lanes(out_bias, count) : all_lanes(0.0f);
+            for (int64_t row = 0; row < rows; ++row) {
+                const int64_t at = (image * s.tokens + of * panel + row) * C + feature;
+                Lanes y = load_lanes(result + row * panel + column) + bias;
+                if (call.residual) y = y + (count == lanes ? load_lanes(call.residual + at) : load_lanes(call.residual + at, count));
+                if (count == lanes) store_lanes(call.y + at, y);
+                else store_lanes(call.y + at, y, count);
+            }
         }
     }
 }
@@ -172,7 +200,7 @@ void small_attention(const SmallAttention& call) {
         float* memory = of_thread.take(own + Scratch::size(s));
         const Scratch scratch(s, memory + own);
         const Buffers mine(call, s, memory), ours(call, s, shared);
-#pragma omp for schedule(dynamic) nowait
+#pragma omp for schedule(static) nowait
         for (int64_t image = 0; image < alone; ++image) {
             for (int64_t i = 0; i < s.chunks; ++i) normalise(call, s, image, i, mine);
             for (int64_t i = 0; i < qkv_blocks; ++i) multiply_qkv(call, s, i, mine);
