@@ -92,6 +92,9 @@ void bind_network(nb::module_& module) {
         .def("add_resample", &add_resample, "tensors"_a, "numbers"_a)
         .def("add_layer_norm", &add_layer_norm, "tensors"_a, "numbers"_a, "eps"_a)
         .def("add_gated_gelu", &add_gated_gelu, "tensors"_a, "numbers"_a)
+        .def("end_segment", &Network::end_segment)
+        .def("private_images", &Network::private_images, "threads"_a)
+        .def("set_private", &Network::set_private, "begin"_a, "end"_a)
         .def("run", &run, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro_static("INPUT", [](nb::handle) { return Network::input; })
         .def_prop_ro_static("OUTPUT", [](nb::handle) { return Network::output; });

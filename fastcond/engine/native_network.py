@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcond.engine.conditioning_table import Site
-from fastcond.engine.memory_plan import Buffer, plan_memory
+from fastcond.engine.memory_plan import ALIGNMENT, Buffer, plan_memory
 from fastcond.engine.network_walk import Norm, Walk
 from fastcond.nn.blocks import SelfAttention
 from fastcond.nn.label_attention import LabelTransformer, TokenAttention, TransformerBlock
@@ -119,6 +119,7 @@ class Recorder:
 
     def __init__(self, library: Any, weights: PackedWeights) -> None:
         self.steps: list[Step] = []
+        self.segments: list[int] = []  # where each ends
         self._library, self._weights = library, weights
 
     def convolve(
@@ -146,6 +147,8 @@ class Recorder:
             operands = (first.at, second, packed, bias, None, None, None, None, y.only)
             numbers = (x.height, x.width, first.channels, channels, features, size, stride, conv.padding[0])
             self._add("add_patch_conv", operands, numbers)
+            if first.at == self._library.Network.INPUT:
+                self.end_segment()
             return y
         height, width = (2 * x.height, 2 * x.width) if upsampled else (x.height, x.width)
         affine = (None, None, None) if norm is None else self._norm(norm, x)
@@ -163,6 +166,8 @@ class Recorder:
             (bias_stride, height, width, first.channels, channels, features, int(norm is not None and norm.silu), int(upsampled)),
             optional=frozenset(statistics),
         )
+        if residual is not None:
+            self.end_segment()
         return y
 
     def attend(self, attention: SelfAttention, x: NativeMap, norm: Norm | None) -> NativeMap:
@@ -172,6 +177,7 @@ class Recorder:
         affine = (None, None, None) if norm is None else self._norm(norm, x)
         operands = (x.only, *affine, packed, bias, out_bias, x.only, y.only)
         self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads, 0))
+        self.end_segment()
         return y
 
     def transform(self, transformer: LabelTransformer, x: NativeMap, sites: Sequence[Site]) -> NativeMap:
@@ -194,7 +200,9 @@ class Recorder:
             gated = self._map(wide.channels // 2, x.height, x.width)
             self._add("add_gated_gelu", (wide.only, gated.only), (x.height * x.width, gated.channels))
             tokens = self._project(*self._weights.of_linear(block.ff.net[2]), gated, residual=attended)
-        return self._project(*self._weights.of_linear(transformer.proj_out), tokens, residual=x)
+        y = self._project(*self._weights.of_linear(transformer.proj_out), tokens, residual=x)
+        self.end_segment()
+        return y
 
     def _layer_norm(self, norm: nn.LayerNorm, x: NativeMap) -> NativeMap:
         """A layer norm but for its affine map."""
@@ -256,6 +264,10 @@ class Recorder:
     def _map(self, channels: int, height: int, width: int, mean: Buffer | None = None, m2: Buffer | None = None) -> NativeMap:
         return NativeMap((Part(Buffer(channels * height * width), channels, mean, m2),), height, width)
 
+    def end_segment(self) -> None:
+        """What was recorded since the last call some images go through before the next ones do."""
+        self.segments.append(len(self.steps))
+
     def _add(self, method: str, operands: tuple[Operand, ...], numbers: tuple[int, ...], **more: Any) -> None:
         self.steps.append(Step(method, operands, numbers, **more))
 
@@ -273,11 +285,18 @@ class NativeNetwork:
         recorder = Recorder(library, weights)
         in_channels = walk.model.config.in_channels
         y = walk(recorder, NativeMap((Part(library.Network.INPUT, in_channels),), height, width))
-        self._out_shape = (y.channels, height, width)
+        recorder.end_segment()
+        self._out_shape, self._segments = (y.channels, height, width), recorder.segments
         # The last step writes the evaluation's output, no buffer.
         self._steps = _redirected(recorder.steps, y.only, library.Network.OUTPUT)
-        self._plan = plan_memory([[o for o in step.operands if isinstance(o, Buffer)] for step in self._steps])
-        self._capacity, self._memory, self._network = 0, torch.empty(0), library.Network()
+        # Some images may be at a segment's end while others are at its start, so no two of its buffers share a place.
+        ends = self._segments
+        steps = [self._steps[begin:end] for begin, end in zip((0, *ends[:-1]), ends, strict=True)]
+        buffers = [[o for step in segment for o in step.operands if isinstance(o, Buffer)] for segment in steps]
+        private = _private_buffers(buffers)
+        self._plan = plan_memory([[b for b in segment if b not in private] for segment in buffers])
+        self._private_plan = plan_memory([[b for b in segment if b in private] for segment in buffers])
+        self._capacity, self._threads, self._memory, self._network = 0, 0, torch.empty(0), library.Network()
         # More would not find their maps in the processor's caches, fewer would read the weights more often.
         self.images_at_a_time = max(_FEWEST_IMAGES, _MEMORY_FLOATS // self._plan.floats)
 
@@ -294,34 +313,49 @@ class NativeNetwork:
         parts = -(-batch // self.images_at_a_time)
         if parts > 1:
             copies = 1  # a part holds some images of one copy
-        size = -(-batch // max(1, parts))
-        if size > self._capacity:
-            self._lay_out(size)
+        size, threads = -(-batch // max(1, parts)), torch.get_num_threads()
+        if size > self._capacity or threads > self._threads:
+            self._lay_out(max(size, self._capacity), threads)
         for first in range(0, batch, max(1, size)):
             part = slice(first, first + size)
             addresses = (x_t[part].data_ptr(), y[part].data_ptr(), columns.data_ptr(), slots[part].data_ptr())
-            numbers = (columns.shape[1], len(slots[part]), copies, torch.get_num_threads())
+            numbers = (columns.shape[1], len(slots[part]), copies, threads)
             self._network.run(addresses, numbers)
         return y
 
-    def _lay_out(self, batch: int) -> None:
+    def _lay_out(self, batch: int, threads: int) -> None:
         """Memory for evaluations of up to `batch` images, and the steps with its addresses."""
-        self._memory = torch.empty(self._plan.floats * batch + 16)
-        base = -(-self._memory.data_ptr() // 64) * 64
-        read = _read_buffers(self._steps)
         network = self._library.Network()
+        self._record(network, {})  # says how many images a segment has at once
+        private_images = network.private_images(threads)
+        shared, private = self._plan.floats * batch, self._private_plan.floats * private_images
+        self._memory = torch.empty(shared + private + 2 * ALIGNMENT)
+        base = -(-self._memory.data_ptr() // 64) * 64
+        start = {buffer: base + 4 * batch * at for buffer, at in self._plan.start.items()}
+        own = base + 4 * (-(-shared // ALIGNMENT) * ALIGNMENT)
+        start |= {buffer: own + 4 * private_images * at for buffer, at in self._private_plan.start.items()}
+        network = self._library.Network()
+        network.set_private(own, own + 4 * private)
+        self._record(network, start)
+        self._network, self._capacity, self._threads = network, batch, threads
+
+    def _record(self, network: Any, start: dict[Buffer, int]) -> None:
+        """Add the steps, with the addresses of their buffers."""
+        read = _read_buffers(self._steps)
 
         def address(operand: Operand, step: Step) -> int:
             if operand is None or (isinstance(operand, Buffer) and operand in step.optional and operand not in read):
                 return 0
             if isinstance(operand, Buffer):
-                return base + 4 * batch * self._plan.start[operand]
+                return start.get(operand, 0)
             return operand.data_ptr() if isinstance(operand, Tensor) else operand
 
-        for step in self._steps:
+        ends = set(self._segments)
+        for i, step in enumerate(self._steps):
             tensors = [address(operand, step) for operand in step.operands]
             getattr(network, step.method)(tensors, step.numbers, *step.more)
-        self._network, self._capacity = network, batch
+            if i + 1 in ends:
+                network.end_segment()
 
 
 def _behind(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -340,3 +374,10 @@ def _redirected(steps: Sequence[Step], old: Operand, new: Operand) -> list[Step]
 def _read_buffers(steps: Sequence[Step]) -> set[Buffer]:
     """Buffers that a step other than the one that may leave them out has to do with."""
     return {o for step in steps for o in step.operands if isinstance(o, Buffer) and o not in step.optional}
+
+
+def _private_buffers(segments: Sequence[Sequence[Buffer]]) -> set[Buffer]:
+    """Those that no two segments name."""
+    segment_of: dict[Buffer, int] = {}
+    shared = {b for i, buffers in enumerate(segments) for b in buffers if segment_of.setdefault(b, i) != i}
+    return segment_of.keys() - shared

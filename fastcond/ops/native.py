@@ -10,7 +10,7 @@ from typing import Any
 
 import torch  # noqa: F401  (first: the library then shares the OpenMP runtime that torch has loaded)
 
-INTERFACE = 1  # kernels/bindings.cpp's: what these sources call
+INTERFACE = 2  # kernels/bindings.cpp's: what these sources call
 
 
 def _load() -> Any | None:

@@ -1,68 +1,202 @@
 #include "network.h"
 
-#include <type_traits>
+#include <algorithm>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 namespace fastcond::cpu {
 namespace {
 
-void resolve(const float*& from, const Evaluation& of) {
-    if (reinterpret_cast<std::uintptr_t>(from) == Network::input) from = of.x;
-}
-void resolve(float*& to, const Evaluation& of) {
-    if (reinterpret_cast<std::uintptr_t>(to) == Network::output) to = of.y;
+constexpr int64_t rows_worth_the_weights = 128;  // of a product
+
+int thread_number() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
 }
 
+bool is(const float* address, std::uintptr_t what) { return reinterpret_cast<std::uintptr_t>(address) == what; }
+
+// Images [first, first + count) of an evaluation, and where in the memory of a segment's own these are.
+struct Images {
+    int64_t first, count, own_first;
+};
+
+// A step of an evaluation, for some of its images.
 struct Run {
     const Evaluation& of;
+    std::uintptr_t private_begin, private_end;
+    Images images;
+    int threads;
 
+    // `place` of the first image of all becomes that of the first of these; an image takes `floats`.
+    template <typename T>
+    void move(T*& place, int64_t floats) const {
+        if (place == nullptr) return;
+        if (is(place, Network::input)) place = const_cast<T*>(of.x);
+        if (is(place, Network::output)) place = of.y;
+        const auto address = reinterpret_cast<std::uintptr_t>(place);
+        place += (private_begin <= address && address < private_end ? images.own_first : images.first) * floats;
+    }
     template <typename S>
     S prepared(S step) const {
-        step.batch = of.batch;
-        if constexpr (!std::is_same_v<S, RowBias>) step.threads = of.threads;
+        step.batch = images.count;
+        step.threads = threads;
         return step;
     }
+
     void operator()(const NormConv& given) const {
         NormConv step = prepared(given);
-        resolve(step.x, of);
-        resolve(step.y, of);
+        const int64_t y = step.height * step.width, x = step.upsampled ? y / 4 : y, C = step.channels;
+        const int64_t first = step.second ? step.first_channels : C;
+        move(step.x, x * first);
+        move(step.second, x * (C - first));
+        for (const float** affine : {&step.mean, &step.gain, &step.offset}) move(*affine, C);
+        move(step.bias, step.bias_stride);
+        move(step.residual, y * step.features);
+        move(step.y, y * step.features);
+        move(step.y_mean, step.features);
+        move(step.y_m2, step.features);
         norm_conv(step);
     }
-    void operator()(const SmallAttention& given) const { small_attention(prepared(given)); }
+    void operator()(const SmallAttention& given) const {
+        SmallAttention step = prepared(given);
+        const int64_t map = step.tokens * step.channels;
+        for (const float** affine : {&step.mean, &step.gain, &step.offset}) move(*affine, step.channels);
+        move(step.x, map);
+        move(step.out_bias, step.out_bias_stride);
+        move(step.residual, map);
+        move(step.y, map);
+        small_attention(step);
+    }
     void operator()(const PatchConv& given) const {
         PatchConv step = prepared(given);
         step.copies = 1;
-        if (reinterpret_cast<std::uintptr_t>(step.x) == Network::input) {
+        if (is(step.x, Network::input) && of.copies > 1) {  // all images
             step.copies = of.copies;
             step.batch = of.batch / of.copies;
         }
-        resolve(step.x, of);
-        resolve(step.y, of);
+        const int64_t x = step.height * step.width, y = x / (step.stride * step.stride);
+        move(step.x, x * step.first_channels);
+        move(step.second, x * (step.channels - step.first_channels));
+        for (const float** affine : {&step.mean, &step.gain, &step.offset}) move(*affine, step.channels);
+        move(step.residual, y * step.features);
+        move(step.y, y * step.features);
         patch_conv(step);
     }
-    void operator()(const ChannelStatistics& given) const { channel_statistics(prepared(given)); }
+    void operator()(const ChannelStatistics& given) const {
+        ChannelStatistics step = prepared(given);
+        move(step.x, step.positions * step.channels);
+        move(step.mean, step.channels);
+        move(step.m2, step.channels);
+        channel_statistics(step);
+    }
     void operator()(const ChannelNorm& given) const {
         ChannelNorm step = prepared(given);
+        const int64_t C = step.channels, first = step.first_channels;
+        move(step.first_mean, first);
+        move(step.first_m2, first);
+        move(step.second_mean, C - first);
+        move(step.second_m2, C - first);
+        for (float** affine : {&step.mean, &step.gain, &step.offset}) move(*affine, C);
         step.columns = given.at < 0 ? nullptr : of.columns;
-        step.slots = of.slots;
+        step.slots = of.slots + images.first;
         step.row = of.width;
         channel_norm(step);
     }
     void operator()(const RowBias& given) const {
-        RowBias step = prepared(given);
+        RowBias step = given;
+        step.batch = images.count;
+        move(step.y, step.features);
         step.columns = of.columns;
-        step.slots = of.slots;
+        step.slots = of.slots + images.first;
         step.row = of.width;
         row_bias(step);
     }
-    void operator()(const Resample& given) const { resample(prepared(given)); }
-    void operator()(const LayerNorm& given) const { layer_norm(prepared(given)); }
-    void operator()(const GatedGelu& given) const { gated_gelu(prepared(given)); }
+    void operator()(const Resample& given) const {
+        Resample step = prepared(given);
+        const int64_t x = step.height * step.width * step.channels;
+        move(step.x, x);
+        for (const float** affine : {&step.mean, &step.gain, &step.offset}) move(*affine, step.channels);
+        move(step.y, step.up ? 4 * x : x / 4);
+        resample(step);
+    }
+    void operator()(const LayerNorm& given) const {
+        LayerNorm step = prepared(given);
+        move(step.x, step.positions * step.channels);
+        move(step.y, step.positions * step.channels);
+        layer_norm(step);
+    }
+    void operator()(const GatedGelu& given) const {
+        GatedGelu step = prepared(given);
+        move(step.x, 2 * step.positions * step.channels);
+        move(step.y, step.positions * step.channels);
+        gated_gelu(step);
+    }
+};
+
+int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Images that a step wants together, for the sake of its weights.
+struct Wanted {
+    int64_t operator()(const NormConv& step) const {
+        return tiles_together(step.channels) / (parts_of(step.height, 4) * parts_of(step.width, 4));
+    }
+    int64_t operator()(const PatchConv& step) const {
+        return rows_worth_the_weights * step.stride * step.stride / (step.height * step.width);
+    }
+    template <typename S>
+    int64_t operator()(const S&) const { return 1; }
+};
+
+struct ReadsInput {
+    bool operator()(const NormConv& step) const { return is(step.x, Network::input); }
+    bool operator()(const PatchConv& step) const { return is(step.x, Network::input); }
+    template <typename S>
+    bool operator()(const S&) const { return false; }
 };
 
 }  // namespace
 
+void Network::end_segment() {
+    Segment segment{segments_.empty() ? 0 : segments_.back().end, steps_.size()};
+    for (size_t i = segment.begin; i < segment.end; ++i) {
+        segment.images = std::max(segment.images, std::visit(Wanted{}, steps_[i]));
+        segment.reads_input = segment.reads_input || std::visit(ReadsInput{}, steps_[i]);
+    }
+    segments_.push_back(segment);
+}
+
+int64_t Network::private_images(int64_t threads) const {
+    int64_t most = 1;
+    for (const Segment& segment : segments_) most = std::max(most, segment.images);
+    return most * threads;
+}
+
 void Network::run(const Evaluation& evaluation) const {
-    for (const Step& step : steps_) std::visit(Run{evaluation}, step);
+    for (const Segment& segment : segments_) {
+        const auto go = [&](const Images& images, int threads) {
+            const Run step{evaluation, private_begin_, private_end_, images, threads};
+            for (size_t i = segment.begin; i < segment.end; ++i) std::visit(step, steps_[i]);
+        };
+        const int64_t batch = evaluation.batch, threads = evaluation.threads;
+        int64_t groups = parts_of(batch, segment.images);
+        if (groups < threads || (segment.reads_input && evaluation.copies > 1)) {
+            go({0, batch, 0}, evaluation.threads);
+            continue;
+        }
+        groups = parts_of(groups, threads) * threads;
+        // A thread has the same images in every segment: its cache has what it wrote of them.
+#pragma omp parallel for num_threads(int(threads)) if (threads > 1) schedule(static)
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t first = batch * group / groups;
+            go({first, batch * (group + 1) / groups - first, thread_number() * segment.images}, 1);
+        }
+    }
 }
 
 }  // namespace fastcond::cpu

@@ -1,6 +1,7 @@
 // A network's evaluation as a list of steps, run by one call: between two steps there is no Python.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <variant>
 #include <vector>
@@ -23,6 +24,13 @@ struct Evaluation {
     int threads;
 };
 
+// Steps that some images go through before the next ones do, so that they are found in a core's cache.
+struct Segment {
+    size_t begin, end;   // its steps
+    int64_t images = 1;  // so many at once are worth the reading of the weights
+    bool reads_input = false;
+};
+
 class Network {
 public:
     // Addresses that stand for an evaluation's own input and output; no memory is there.
@@ -35,10 +43,19 @@ public:
     // without conditioning has a negative `at`. Only a PatchConv may read the input where it has copies.
     void add(const Step& step) { steps_.push_back(step); }
 
+    // The steps added since the last call are a segment.
+    void end_segment();
+
+    // What lies between these addresses is only needed within a segment, and has places for private_images(threads), not for all.
+    void set_private(std::uintptr_t begin, std::uintptr_t end) { private_begin_ = begin, private_end_ = end; }
+    int64_t private_images(int64_t threads) const;
+
     void run(const Evaluation& evaluation) const;
 
 private:
     std::vector<Step> steps_;
+    std::vector<Segment> segments_;
+    std::uintptr_t private_begin_ = 0, private_end_ = 0;
 };
 
 }  // namespace fastcond::cpu

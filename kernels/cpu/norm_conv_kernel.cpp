@@ -12,8 +12,6 @@
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
-constexpr int64_t block_floats = int64_t{160} << 10;  // of V, which shares a core's cache with M and the weights
-constexpr int64_t fewest_tiles = 32;                  // fewer would wait for the weights
 constexpr int64_t products_worth_a_thread = 1 << 18;
 
 // How a batch is cut into blocks of tiles: several images, some rows of tiles of one, or part of one row. Which tiles of an image are
@@ -27,8 +25,7 @@ struct Blocks {
     Blocks(const NormConv& call, int64_t threads) {
         tile_rows = parts_of(call.height, outputs);
         tile_columns = parts_of(call.width, outputs);
-        const int64_t depth = parts_of(call.channels, lanes) * lanes;
-        const int64_t most = larger(fewest_tiles, block_floats / (products * depth));
+        const int64_t most = tiles_together(call.channels);
         images = 1;
         rows = tile_rows;
         columns = tile_columns;
