@@ -189,7 +189,7 @@ void Network::run(const Evaluation& evaluation) const {
             go({0, batch, 0}, evaluation.threads);
             continue;
         }
-        groups = parts_of(groups, threads) * threads;
+        groups = std::min(parts_of(groups, threads) * threads, batch);
         // A thread has the same images in every segment: its cache has what it wrote of them.
 #pragma omp parallel for num_threads(int(threads)) if (threads > 1) schedule(static)
         for (int64_t group = 0; group < groups; ++group) {
