@@ -15,6 +15,7 @@ from fastcond.engine.network_walk import Norm, Walk
 from fastcond.nn.blocks import SelfAttention
 from fastcond.nn.label_attention import LabelTransformer, TokenAttention, TransformerBlock
 from fastcond.ops.norm_conv import pack_conv_weight
+from fastcond.ops.norm_conv.upsampled import pack_upsampled_conv_weight
 from fastcond.ops.packing import pack_matrix
 from fastcond.ops.small_attention import pack_attention_weights
 
@@ -98,10 +99,13 @@ class PackedWeights:
             self.of[attention] = pack_attention_weights(weight, attention.to_out[0].get_parameter("weight").detach())
         return self.of[attention], bias
 
-    def of_conv(self, conv: nn.Conv2d, winograd: bool) -> Tensor:
+    def of_conv(self, conv: nn.Conv2d, winograd: bool, upsampled: bool = False) -> Tensor:
         if conv not in self.of:
             weight = conv.weight.detach()
-            self.of[conv] = pack_conv_weight(weight) if winograd else pack_matrix(weight.permute(0, 2, 3, 1).flatten(1))
+            if not winograd:
+                self.of[conv] = pack_matrix(weight.permute(0, 2, 3, 1).flatten(1))
+            else:
+                self.of[conv] = pack_upsampled_conv_weight(weight) if upsampled else pack_conv_weight(weight)
         return self.of[conv]
 
     def of_attention(self, attention: SelfAttention) -> tuple[Tensor, Tensor]:
@@ -136,7 +140,7 @@ class Recorder:
         plain = norm is None and site is None and residual is None and not upsampled
         # A convolution of few channels would have most of Winograd's lanes idle; the network's first is one.
         winograd = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and (channels >= 16 or not plain)
-        packed, bias = self._weights.of_conv(conv, winograd), None if conv.bias is None else conv.bias.detach()
+        packed, bias = self._weights.of_conv(conv, winograd, upsampled), None if conv.bias is None else conv.bias.detach()
         first, second = x.parts[0], x.parts[1].at if len(x.parts) > 1 else None
         if not winograd:
             assert plain, "only 3x3 of stride 1 has these"

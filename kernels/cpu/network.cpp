@@ -144,7 +144,8 @@ int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size
 // Images that a step wants together, for the sake of its weights.
 struct Wanted {
     int64_t operator()(const NormConv& step) const {
-        return tiles_together(step.channels) / (parts_of(step.height, 4) * parts_of(step.width, 4));
+        const int64_t tile = step.upsampled ? 8 : 4;
+        return tiles_together(step.channels) / (parts_of(step.height, tile) * parts_of(step.width, tile));
     }
     int64_t operator()(const PatchConv& step) const {
         return rows_worth_the_weights * step.stride * step.stride / (step.height * step.width);

@@ -33,7 +33,7 @@ struct NormConv {
     // x in two parts, as channels of one after those of the other: x has `first_channels` of them, [B, H, W, first_channels].
     const float* second = nullptr;  // [B, H, W, C - first_channels]; null: x has all channels
     int64_t first_channels = 0;
-    bool upsampled = false;  // x is [B, H / 2, W / 2, C], each position of which stands for four
+    bool upsampled = false;  // x is [B, H / 2, W / 2, C], each position of which stands for four; `packed` is of four filters then
 };
 
 void norm_conv(const NormConv& call);

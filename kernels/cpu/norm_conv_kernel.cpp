@@ -14,6 +14,20 @@ namespace {
 
 constexpr int64_t products_worth_a_thread = 1 << 18;
 
+// A call's outputs in phases. An upsampled map is never made: its every second output, both ways, is a convolution of the map
+// itself with two taps each way, sums of the three, of which the first or the last is 0. So 11 of the 36 products are 0 too.
+struct Phase {
+    int64_t row, column;  // 0 or 1
+
+    FASTCOND_INLINE bool needs(int64_t product) const {
+        return product / inputs != (row ? 0 : inputs - 1) && product % inputs != (column ? 0 : inputs - 1);
+    }
+};
+
+FASTCOND_INLINE int64_t scale_of(const NormConv& call) { return call.upsampled ? 2 : 1; }
+FASTCOND_INLINE int64_t phases_of(const NormConv& call) { return call.upsampled ? 4 : 1; }
+FASTCOND_INLINE int64_t products_of(const NormConv& call) { return call.upsampled ? (inputs - 1) * (inputs - 1) : products; }
+
 // How a batch is cut into blocks of tiles: several images, some rows of tiles of one, or part of one row. Which tiles of an image are
 // together follows from its own shape, for the sake of the statistics.
 struct Blocks {
@@ -102,11 +116,19 @@ void transform_chunk(const NormConv& call, const Block& block, int64_t chunk, fl
                   : transform_chunk<false, false>(call, block, chunk, positions, v);
 }
 
-// Sixteen features from `feature` of a block's outputs. `partial` is [B, parts, 2, K], not used where an image is one part.
-void finish_features(const NormConv& call, const Blocks& blocks, const Block& block, int64_t feature, const float* m,
-                     float* partial) {
+// The position of y, of all the batch's, of a position of the map.
+FASTCOND_INLINE int64_t place_of(const NormConv& call, int64_t image, const Phase& phase, int64_t row, int64_t column) {
+    const int64_t scale = scale_of(call);
+    return ((image * call.height + row) * scale + phase.row) * call.width * scale + column * scale + phase.column;
+}
+
+// Sixteen features from `feature` of a phase of a block's outputs. `partial` is [B, parts, phases, 2, K], not used where an image
+// is one part.
+void finish_features(const NormConv& call, const Blocks& blocks, const Block& block, const Phase& phase, int64_t feature,
+                     const float* m, float* partial) {
     const int64_t K = call.features, features = smaller(lanes, K - feature), place = m_place(block.tiles());
-    const bool wanted = call.y_mean;
+    const bool wanted = call.y_mean, whole = blocks.parts() * phases_of(call) == 1;
+    const int64_t scale = scale_of(call);
     for (int64_t image = block.image; image < block.image + block.images; ++image) {
         const float* bias_row = call.bias ? call.bias + image * call.bias_stride + feature : nullptr;
         const Lanes bias = bias_row ? load_lanes(bias_row, features) : all_lanes(0.0f);
@@ -115,8 +137,8 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
         for (int64_t r = 0; r < block.rows; ++r)
             for (int64_t c = 0; c < block.columns; ++c, m += panel) {
                 const int64_t top = (block.row + r) * outputs, left = (block.column + c) * outputs;
-                const int64_t at = ((image * call.height + top) * call.width + left) * K + feature;
-                const Target to{call.y + at, call.residual ? call.residual + at : nullptr, call.width * K, K,
+                const int64_t at = place_of(call, image, phase, top, left) * K + feature;
+                const Target to{call.y + at, call.residual ? call.residual + at : nullptr, scale * scale * call.width * K, scale * K,
                                 smaller(outputs, call.height - top), smaller(outputs, call.width - left), features};
                 Lanes y[outputs][outputs];
                 if (to.rows == outputs && to.columns == outputs && features == lanes) {
@@ -129,8 +151,8 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
                 seen += to.rows * to.columns;
             }
         if (wanted) {
-            float* of_part = partial + (image * blocks.parts() + block.part) * 2 * K + feature;
-            const bool whole = blocks.parts() == 1;
+            const int64_t part = (image * blocks.parts() + block.part) * phases_of(call) + phase.row * scale + phase.column;
+            float* of_part = partial + part * 2 * K + feature;
             store_lanes(whole ? call.y_mean + image * K + feature : of_part, all.mean, features);
             store_lanes(whole ? call.y_m2 + image * K + feature : of_part + K, all.m2, features);
         }
@@ -138,13 +160,14 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
 }
 
 // Asks for part `i` of `parts` of where `columns` features of a block's outputs go, and of what is added to them.
-void fetch_outputs(const NormConv& call, const Block& block, int64_t feature, int64_t columns, int64_t i, int64_t parts) {
+void fetch_outputs(const NormConv& call, const Block& block, const Phase& phase, int64_t feature, int64_t columns, int64_t i,
+                   int64_t parts) {
     const int64_t width = block.columns * outputs, height = block.rows * outputs, positions = block.images * height * width;
     const int64_t begin = positions * i / parts, end = positions * (i + 1) / parts;
     int64_t row = begin / width, column = begin % width;
     for (int64_t position = begin; position < end; ++position) {
         const int64_t image = block.image + row / height, y = block.row * outputs + row % height, x = block.column * outputs + column;
-        const int64_t at = ((image * call.height + y) * call.width + x) * call.features + feature;
+        const int64_t at = place_of(call, image, phase, y, x) * call.features + feature;
         for (int64_t k = 0; k < columns; k += lanes) {
             fetch_to_write(call.y + at + k);
             if (call.residual) fetch(call.residual + at + k);
@@ -153,33 +176,38 @@ void fetch_outputs(const NormConv& call, const Block& block, int64_t feature, in
     }
 }
 
-// `columns` (16 or 32) features from `feature` of a block, all of one panel of the packed weight.
-void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block& block, int64_t feature, int64_t columns,
+// `columns` (16 or 32) features from `feature` of phase `i` of a block, all of one panel of the packed weight.
+void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block& block, int64_t i, int64_t feature, int64_t columns,
                          const float* v, float* m, float* partial) {
-    const int64_t first = feature / panel * panel, tiles = block.tiles();
-    const int64_t width = call.features - first > lanes ? panel : lanes;
-    const float* u = call.packed + first * products * call.channels + (feature - first);
-    for (int64_t xi = 0; xi < products; ++xi) {
-        fetch_outputs(call, block, feature, columns, xi, products);
-        multiply_all(Product{v + xi * v_place(call, tiles), u + xi * call.channels * width,
-                             m + xi * m_place(tiles), tiles * lanes, call.channels, width},
-                     tiles, columns);
+    const int64_t first = feature / panel * panel, tiles = block.tiles(), C = call.channels;
+    const int64_t width = call.features - first > lanes ? panel : lanes, count = products_of(call);
+    const float* u = call.packed + ((first * phases_of(call) + i * width) * count * C + (feature - first));
+    const Phase phase{i / 2, i % 2};
+    for (int64_t xi = 0, done = 0; xi < products; ++xi) {
+        float* to = m + xi * m_place(tiles);
+        if (call.upsampled && !phase.needs(xi)) {
+            for (int64_t k = 0; k < tiles * panel; k += lanes) store_lanes(to + k, all_lanes(0.0f));
+            continue;
+        }
+        fetch_outputs(call, block, phase, feature, columns, done++, count);
+        multiply_all(Product{v + xi * v_place(call, tiles), u, to, tiles * lanes, C, width}, tiles, columns);
+        u += C * width;
     }
     for (int64_t column = 0; column < columns; column += lanes)
         if (feature + column < call.features)
-            finish_features(call, blocks, block, feature + column, m + column, partial);
+            finish_features(call, blocks, block, phase, feature + column, m + column, partial);
 }
 
 // The parts of an image become one, in their order.
 void join_statistics(const NormConv& call, const Blocks& blocks, const float* partial) {
-    const int64_t K = call.features;
+    const int64_t K = call.features, parts = blocks.parts() * phases_of(call);
     for (int64_t image = 0; image < call.batch; ++image)
         for (int64_t k = 0; k < K; k += lanes) {
             const int64_t features = smaller(lanes, K - k);
             Statistics all{all_lanes(0.0f), all_lanes(0.0f)};
-            int64_t seen = 0;
-            for (int64_t part = 0; part < blocks.parts(); ++part) {
-                const float* of_part = partial + (image * blocks.parts() + part) * 2 * K + k;
+            for (int64_t i = 0, seen = 0; i < parts; ++i) {
+                const float* of_part = partial + (image * parts + i) * 2 * K + k;
+                const int64_t part = i / phases_of(call);
                 const int64_t row = part / blocks.column_parts * blocks.rows, column = part % blocks.column_parts * blocks.columns;
                 const int64_t height = smaller(blocks.rows * outputs, call.height - row * outputs);
                 const int64_t width = smaller(blocks.columns * outputs, call.width - column * outputs);
@@ -193,17 +221,19 @@ void join_statistics(const NormConv& call, const Blocks& blocks, const float* pa
 
 }  // namespace
 
-void norm_conv(const NormConv& call) {
+void norm_conv(const NormConv& given) {
     thread_local Workspace of_call;
-    const int64_t work = call.batch * call.height * call.width * call.channels * call.features;
+    NormConv call = given;  // from here on with the height and width of x
+    if (call.upsampled) call.height /= 2, call.width /= 2;
+    const int64_t phases = phases_of(call), work = phases * call.batch * call.height * call.width * call.channels * call.features;
     [[maybe_unused]] const int64_t threads = larger(1, smaller(call.threads, work / products_worth_a_thread));
     const Blocks blocks(call, threads);
     const int64_t alone = blocks.count / threads * threads, chunks = parts_of(call.channels, lanes);
     // Threads that share a block take 16 features each where there are few.
     const int64_t columns = parts_of(call.features, panel) % threads == 0 ? panel : lanes;
     const int64_t feature_parts = parts_of(call.features, columns);
-    const bool joined = call.y_mean && blocks.parts() > 1;
-    const int64_t partial_size = joined ? call.batch * blocks.parts() * 2 * call.features : 0;
+    const bool joined = call.y_mean && blocks.parts() * phases > 1;
+    const int64_t partial_size = joined ? call.batch * blocks.parts() * phases * 2 * call.features : 0;
     const int64_t shared_size = alone < blocks.count ? whole_lines(v_size(call, blocks)) : 0;
     float* shared = of_call.take(partial_size + shared_size);
     float* partial = shared + shared_size;
@@ -219,7 +249,8 @@ void norm_conv(const NormConv& call) {
             for (int64_t chunk = 0; chunk < chunks; ++chunk) transform_chunk(call, block, chunk, positions, v);
             for (int64_t feature = 0; feature < call.features; feature += panel) {
                 const int64_t wide = call.features - feature > lanes ? panel : lanes;
-                multiply_and_finish(call, blocks, block, feature, wide, v, m, partial);
+                for (int64_t phase = 0; phase < phases; ++phase)
+                    multiply_and_finish(call, blocks, block, phase, feature, wide, v, m, partial);
             }
         }
         for (int64_t i = alone; i < blocks.count; ++i) {
@@ -227,9 +258,9 @@ void norm_conv(const NormConv& call) {
 #pragma omp for schedule(static)
             for (int64_t chunk = 0; chunk < chunks; ++chunk) transform_chunk(call, block, chunk, positions, shared);
 #pragma omp for schedule(static)
-            for (int64_t j = 0; j < feature_parts; ++j) {
-                const int64_t feature = j * columns, wide = call.features - feature > lanes ? columns : lanes;
-                multiply_and_finish(call, blocks, block, feature, wide, shared, m, partial);
+            for (int64_t j = 0; j < feature_parts * phases; ++j) {
+                const int64_t feature = j / phases * columns, wide = call.features - feature > lanes ? columns : lanes;
+                multiply_and_finish(call, blocks, block, j % phases, feature, wide, shared, m, partial);
             }
         }
     }
