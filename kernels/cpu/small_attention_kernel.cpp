@@ -10,8 +10,7 @@
 
 #include <cmath>
 
-#include "activation.h"
-#include "exponential.h"
+#include "softmax.h"
 #include "transposition.h"
 #include "workspace.h"
 
@@ -89,14 +88,10 @@ void normalise(const SmallAttention& call, const Sizes& s, int64_t image, int64_
 // Features in a row of the block that `first` starts.
 FASTCOND_INLINE int64_t width_of(int64_t features, int64_t first) { return features - first > lanes ? panel : lanes; }
 
-// A bias of the keys adds the same to all of a query's scores, which a softmax does not see. Queries are multiplied by what makes
-// powers of two of it.
-void finish_queries(const SmallAttention& call, const Sizes& s, int64_t first, int64_t rows, int64_t columns, float* to) {
-    const Lanes factor = all_lanes(-minus_log2_e / std::sqrt(float(s.dimension)));
-    for (int64_t f = first; f < smaller(first + rows, call.channels); ++f, to += panel) {
-        const Lanes bias = all_lanes(call.qkv_bias ? call.qkv_bias[f] : 0.0f);
-        for (int64_t i = 0; i < columns; i += lanes) store_lanes(to + i, (load_lanes(to + i) + bias) * factor);
-    }
+// A bias of the keys adds the same to all of a query's scores, which a softmax does not see.
+void add_bias_of_queries(const SmallAttention& call, int64_t first, int64_t rows, int64_t columns, float* to) {
+    for (int64_t f = first; f < smaller(first + rows, call.channels); ++f, to += panel)
+        for (int64_t i = 0; i < columns; i += lanes) store_lanes(to + i, load_lanes(to + i) + all_lanes(call.qkv_bias[f]));
 }
 
 void multiply_qkv(const SmallAttention& call, const Sizes& s, int64_t block, const Buffers& buffers) {
@@ -108,7 +103,7 @@ void multiply_qkv(const SmallAttention& call, const Sizes& s, int64_t block, con
         if (rows > 0) {
             float* to = buffers.queries_keys + (of * 2 * C + first) * panel;
             multiply_all(ColumnProduct{weight, tokens, to, width, panel, C}, rows, columns);
-            finish_queries(call, s, first, rows, columns, to);
+            if (call.qkv_bias) add_bias_of_queries(call, first, rows, columns, to);
         }
         if (first + panel > 2 * C)
             multiply_all(ColumnProduct{tokens, weight, buffers.values + (first * s.tokens + of * panel * panel), panel, width, C},
@@ -116,29 +111,9 @@ void multiply_qkv(const SmallAttention& call, const Sizes& s, int64_t block, con
     }
 }
 
-// 2^(score - largest) of a few keys, and their sum: NaN where a score is no number.
-template <int n>
-FASTCOND_INLINE Lanes soften(float* scores, const Lanes& largest) {
-    const Several<n> distance = several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return load_lanes(scores + k * panel) - largest; });
-    const Several<n> power = scaled_power(distance, 1.0f);
-    store_several(scores, panel, power);
-    return folded(power + (distance - distance));
-}
-
-// scores [tokens][32], sixteen queries of them: 2^(score - largest), and 1 over their sum.
-Lanes soften(float* scores, int64_t tokens) {
-    constexpr int together = 4;
-    Lanes largest = load_lanes(scores);
-    for (int64_t key = 1; key < tokens; ++key) largest = larger(load_lanes(scores + key * panel), largest);
-    Lanes sum = all_lanes(0.0f);
-    int64_t key = 0;
-    for (; key + together <= tokens; key += together) sum = sum + soften<together>(scores + key * panel, largest);
-    for (; key < tokens; ++key) sum = sum + soften<1>(scores + key * panel, largest);
-    return all_lanes(1.0f) / sum;
-}
-
 void attend(const SmallAttention& call, const Sizes& s, int64_t head, const Buffers& buffers, const Scratch& scratch) {
     const int64_t C = call.channels, first = head * s.dimension, end = 2 * C + first + s.dimension;
+    const float factor = -minus_log2_e / std::sqrt(float(s.dimension));
     const auto features = [&](int64_t of, int64_t f) { return buffers.queries_keys + (of * 2 * C + f) * panel; };
     for (int64_t of = 0; of < s.panels; ++of) {
         const int64_t columns = s.columns(of);
@@ -147,7 +122,7 @@ void attend(const SmallAttention& call, const Sizes& s, int64_t head, const Buff
                                        s.dimension},
                          s.rows(keys), columns);
         Lanes share[2];
-        for (int64_t i = 0; i < columns; i += lanes) share[i / lanes] = soften(scratch.scores + i, s.tokens);
+        for (int64_t i = 0; i < columns; i += lanes) share[i / lanes] = soften(scratch.scores + i, s.tokens, factor).share;
         for (int64_t f = 2 * C + first; f < end;) {
             const int64_t rows = smaller(end - f, panel - f % panel);
             const float* values = buffers.values + f / panel * panel * s.tokens + f % panel;

@@ -10,7 +10,7 @@
 
 #include <cmath>
 
-#include "exponential.h"
+#include "softmax.h"
 #include "workspace.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
@@ -75,23 +75,6 @@ void multiply_panel(const Sizes& s, const float* rows, const float* columns, int
     multiply_all(Product{rows, columns + token, to, s.tokens * lanes, s.dimension, s.padded}, s.tokens, panel);
 }
 
-// A head's scores of 32 queries, [keys][32], become e^(score - largest). NaN where one is no number.
-void soften(float* scores, int64_t keys, float* largest_of, float* share_of) {
-    for (int64_t i = 0; i < panel; i += lanes) {
-        Lanes largest = load_lanes(scores + i);
-        for (int64_t key = 1; key < keys; ++key) largest = larger(load_lanes(scores + key * panel + i), largest);
-        Lanes sum = all_lanes(0.0f);
-        for (int64_t key = 0; key < keys; ++key) {
-            const Lanes distance = load_lanes(scores + key * panel + i) - largest;
-            const Lanes power = exponential(distance);
-            store_lanes(scores + key * panel + i, power);
-            sum = sum + (power + (distance - distance));
-        }
-        store_lanes(largest_of + i, largest);
-        store_lanes(share_of + i, all_lanes(1.0f) / sum);
-    }
-}
-
 int64_t forward_scratch(const Sizes& s) { return 2 * s.rows() + s.columns() + s.scores() + panel * panel; }
 
 void attend(const TokenAttention& call, const Sizes& s, int64_t item, float* scratch) {
@@ -106,7 +89,11 @@ void attend(const TokenAttention& call, const Sizes& s, int64_t item, float* scr
         const int64_t count = smaller(panel, s.tokens - query);
         float largest[panel], share[panel];
         multiply_panel(s, keys, queries, query, scores);
-        soften(scores, s.tokens, largest, share);
+        for (int64_t i = 0; i < panel; i += lanes) {
+            const Softmax of = soften(scores + i, s.tokens, -minus_log2_e);
+            store_lanes(largest + i, of.largest);
+            store_lanes(share + i, of.share);
+        }
         for (int64_t i = 0; i < count; ++i) {
             softmax[query + i] = largest[i];
             softmax[s.tokens + query + i] = share[i];
@@ -157,8 +144,8 @@ void attend_backward(const TokenAttention& call, const Sizes& s, int64_t item, f
         for (int64_t half = 0; half * lanes < count; ++half)
             for (int64_t query = 0; query < s.tokens; ++query) {
                 const int64_t from = query * panel + half * lanes, to = half * part + query * lanes;
-                const Lanes distance = load_lanes(scores + from) - all_lanes(largest[query]);
-                const Lanes probability = exponential(distance) * all_lanes(share[query]);
+                const Several<1> distance{{(load_lanes(scores + from) - all_lanes(largest[query])) * all_lanes(-minus_log2_e)}};
+                const Lanes probability = scaled_power(distance, 1.0f).of[0] * all_lanes(share[query]);
                 store_lanes(p + to, probability);
                 store_lanes(dp + to, probability * (load_lanes(dscores + from) - all_lanes(sums[query])));
             }
