@@ -225,7 +225,11 @@ class Recorder:
     def join(self, x: NativeMap, skip: NativeMap) -> NativeMap:
         return NativeMap((*x.parts, *skip.parts), x.height, x.width)
 
-    def resample(self, x: NativeMap, how: Literal["down", "up"], norm: Norm | None = None) -> NativeMap:
+    def resample(
+        self, x: NativeMap, how: Literal["down", "up"], norm: Norm | None = None, kernel: Tensor | None = None
+    ) -> NativeMap:
+        if kernel is not None:
+            raise NoNativeForm("resampling through a filter")
         affine = (None, None, None) if norm is None else self._norm(norm, x)
         up = how == "up"
         height, width = (2 * x.height, 2 * x.width) if up else (x.height // 2, x.width // 2)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastcond.engine.conditioning_table import Site
 from fastcond.engine.network_walk import Norm
-from fastcond.nn.blocks import SelfAttention, pad_for
+from fastcond.nn.blocks import SelfAttention, fir_resample, pad_for
 from fastcond.nn.label_attention import LabelTransformer
 from fastcond.ops import ada_group_norm
 
@@ -57,9 +57,11 @@ class TorchOperations:
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
         return torch.cat([x, skip], dim=1)
 
-    def resample(self, x: Tensor, how: Literal["down", "up"], norm: Norm | None = None) -> Tensor:
+    def resample(self, x: Tensor, how: Literal["down", "up"], norm: Norm | None = None, kernel: Tensor | None = None) -> Tensor:
         if norm is not None:
             x = self._normalise(x, norm)
+        if kernel is not None:
+            return fir_resample(x, how, kernel)
         return F.avg_pool2d(x, 2) if how == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
     def _normalise(self, x: Tensor, norm: Norm) -> Tensor:

@@ -13,7 +13,7 @@ from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.engine.frozen_unet import FrozenUNet
 from tests.support.frozen_networks import assert_equals_the_model, inputs
 from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
-from tests.support.networks import small_unet
+from tests.support.networks import SKIP_BLOCKS, small_unet
 from tests.tolerances import FP64_NETWORK, assert_network_close
 
 
@@ -48,6 +48,15 @@ def test_every_conditioning_and_resampling(conditioning: str, resample: str, cha
 def test_every_shape_of_network(changes: dict[str, Any]) -> None:
     model = small_unet(**changes).eval()
     assert_equals_the_model(model, *inputs(model))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"conditioning": "scale_shift", "image_size": (12, 20)}, {"layers_per_block": 3}], ids=str
+)
+def test_skip_blocks(changes: dict[str, Any]) -> None:
+    model = small_unet(**{**SKIP_BLOCKS, **changes}).eval()
+    assert_equals_the_model(model, *inputs(model))
+    assert_equals_the_model(model, *inputs(model, size=(6, 4)))
 
 
 def test_other_sizes_than_the_config_s() -> None:
