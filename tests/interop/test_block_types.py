@@ -33,7 +33,7 @@ FAILS_IN_DIFFUSERS = {
     "down": {"CrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"},
     "up": {"CrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"},
 }
-# Of the K-diffusion upscaler's UNet2DConditionModel; as a UNet2DModel they can run, together, and are refused.
+# Of the K-diffusion upscaler's UNet2DConditionModel; a UNet2DModel can run some of them, and they are refused all the same.
 OF_K_DIFFUSION = {"down": {"KDownBlock2D", "KCrossAttnDownBlock2D"}, "up": {"KUpBlock2D", "KCrossAttnUpBlock2D"}}
 CONFIG: dict[str, Any] = {
     "sample_size": 16,
@@ -109,6 +109,14 @@ def test_what_is_not_is_refused_in_one_line(way: str, name: str) -> None:
 def test_what_is_said_to_fail_in_diffusers_does(way: str, name: str) -> None:
     with pytest.raises((ValueError, TypeError)):
         output(theirs(**of_type(way, name)))
+
+
+def test_k_blocks_are_refused_though_diffusers_can_run_some() -> None:
+    config = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2}
+    network = theirs(**config)
+    assert torch.isfinite(output(network)).all()
+    with pytest.raises(ValueError, match="down_block_types is 'KDownBlock2D'"):
+        ours(network)
 
 
 def placements() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
