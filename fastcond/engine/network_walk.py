@@ -45,20 +45,17 @@ class Operations(Protocol[Map]):
         upsampled: bool = False,
         site: Site | None = None,
         residual: Map | None = None,
+        divisor: float = 1.0,
     ) -> Map:
-        """conv(act(norm(x))), doubled by nearest neighbours before conv if `upsampled`, + the site's bias + residual."""
+        """(conv(act(norm(x))) + the site's bias + residual) / divisor; act(norm(x)) is doubled (nearest) first if `upsampled`."""
         ...
 
     def attend(self, attention: SelfAttention, x: Map, norm: Norm | None) -> Map:
-        """x + attention over the positions of norm(x)."""
+        """x + attention over the positions of norm(x), over the attention's divisor."""
         ...
 
     def transform(self, transformer: LabelTransformer, x: Map, sites: Sequence[Site]) -> Map:
         """transformer(x), where a site's bias is what cross-attention adds in each of its blocks."""
-        ...
-
-    def divide(self, x: Map, divisor: float) -> Map:
-        """x / divisor."""
         ...
 
     def join(self, x: Map, skip: Map) -> Map:
@@ -119,7 +116,7 @@ class Walk:
             return self._residual_block(operations, module, x)
         if isinstance(module, SelfAttention):
             norm = None if module.group_norm is None else self._norm(module.group_norm)
-            return operations.divide(operations.attend(module, x, norm), module.divisor)
+            return operations.attend(module, x, norm)
         if isinstance(module, LabelTransformer):
             blocks = cast(Iterable[TransformerBlock], module.transformer_blocks)
             return operations.transform(module, x, [self._site_of[id(block.attn2)] for block in blocks])
@@ -145,7 +142,7 @@ class Walk:
             x = operations.resample(x, block.resampling, kernel=kernel)
         if block.conv_shortcut is not None:
             x = operations.convolve(block.conv_shortcut, x)
-        return operations.divide(operations.convolve(block.conv2, h, norm=norm2, residual=x), block.divisor)
+        return operations.convolve(block.conv2, h, norm=norm2, residual=x, divisor=block.divisor)
 
     def _norm(self, module: nn.Module) -> Norm:
         if isinstance(module, AdaGroupNorm):

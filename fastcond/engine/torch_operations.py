@@ -35,6 +35,7 @@ class TorchOperations:
         upsampled: bool = False,
         site: Site | None = None,
         residual: Tensor | None = None,
+        divisor: float = 1.0,
     ) -> Tensor:
         if norm is not None:
             x = self._normalise(x, norm)
@@ -43,16 +44,13 @@ class TorchOperations:
         y = conv(pad_for(conv, x))
         if site is not None:
             y = y + site.parts(self._columns)[1][:, :, None, None].to(y.dtype)
-        return y if residual is None else residual + y
+        return _divided(y if residual is None else residual + y, divisor)
 
     def attend(self, attention: SelfAttention, x: Tensor, norm: Norm | None) -> Tensor:
-        return x + attention.attend(x if norm is None else self._normalise(x, norm))
+        return _divided(x + attention.attend(x if norm is None else self._normalise(x, norm)), attention.divisor)
 
     def transform(self, transformer: LabelTransformer, x: Tensor, sites: Sequence[Site]) -> Tensor:
         return transformer.transform(x, [site.parts(self._columns)[1] for site in sites])
-
-    def divide(self, x: Tensor, divisor: float) -> Tensor:
-        return x if divisor == 1.0 else x / divisor
 
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
         return torch.cat([x, skip], dim=1)
@@ -70,3 +68,7 @@ class TorchOperations:
         return ada_group_norm(
             x, scale, shift, norm.groups, weight=norm.weight, bias=norm.bias, eps=norm.eps, activation=activation
         )
+
+
+def _divided(x: Tensor, divisor: float) -> Tensor:
+    return x if divisor == 1.0 else x / divisor

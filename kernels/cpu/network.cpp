@@ -54,7 +54,15 @@ struct Run {
         step.row = of.width;
         row_bias(step);
     }
-    void operator()(const Resample& given) const { resample(prepared(given)); }
+    void operator()(const Resample& given) const {
+        Resample step = prepared(given);
+        const bool reads_input = reinterpret_cast<std::uintptr_t>(step.x) == Network::input;
+        const int64_t copies = reads_input ? of.copies : 1, halved = step.up ? 1 : 2, doubled = step.up ? 2 : 1;
+        resolve(step.x, of);
+        step.batch = of.batch / copies;
+        const int64_t floats = step.batch * (step.height * doubled / halved) * (step.width * doubled / halved) * step.channels;
+        for (int64_t copy = 0; copy < copies; ++copy, step.y += floats) resample(step);
+    }
     void operator()(const LayerNorm& given) const { layer_norm(prepared(given)); }
     void operator()(const GatedGelu& given) const { gated_gelu(prepared(given)); }
 };

@@ -119,7 +119,7 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
                 const int64_t top = (block.row + r) * outputs, left = (block.column + c) * outputs;
                 const int64_t at = ((image * call.height + top) * call.width + left) * K + feature;
                 const Target to{call.y + at, call.residual ? call.residual + at : nullptr, call.width * K, K,
-                                smaller(outputs, call.height - top), smaller(outputs, call.width - left), features};
+                                smaller(outputs, call.height - top), smaller(outputs, call.width - left), features, call.scale};
                 Lanes y[outputs][outputs];
                 if (to.rows == outputs && to.columns == outputs && features == lanes) {
                     finish_tile<false>(m, place, bias, to, y);

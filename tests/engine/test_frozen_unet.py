@@ -51,12 +51,25 @@ def test_every_shape_of_network(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"conditioning": "scale_shift", "image_size": (12, 20)}, {"layers_per_block": 3}], ids=str
+    "changes",
+    [
+        {},
+        {"conditioning": "scale_shift", "image_size": (12, 20), "mid_block_scale_factor": 2**0.5},
+        {"conditioning": "adagn", "layers_per_block": 3},
+        {"image_size": (2, 6), "center_input": True},
+        {
+            "down_block_types": ("SkipDownBlock2D",) * 2,
+            "up_block_types": ("SkipUpBlock2D",) * 2,
+            "block_out_channels": (24, 40),
+            "mid_attention": False,
+        },
+    ],
+    ids=str,
 )
 def test_skip_blocks(changes: dict[str, Any]) -> None:
     model = small_unet(**{**SKIP_BLOCKS, **changes}).eval()
-    assert_equals_the_model(model, *inputs(model))
-    assert_equals_the_model(model, *inputs(model, size=(6, 4)))
+    for size in (None, (4, 2), (2, 6)):
+        assert_equals_the_model(model, *inputs(model, size=size))
 
 
 def test_other_sizes_than_the_config_s() -> None:
