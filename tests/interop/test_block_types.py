@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastcond.engine import generate
+from fastcond.engine import FrozenUNet, generate
 from fastcond.interop.diffusers import load_diffusers, save_diffusers
 from fastcond.interop.unet2d_config import unet_config
 from fastcond.nn import ConditionalUNet
@@ -145,6 +145,20 @@ def test_skip_blocks_stand_where_they_can_in_diffusers() -> None:
             assert_network_close(output(ours(network)), expected.double())
             found[True] += 1
     assert found == {True: 24, False: 40}
+
+
+def test_timesteps_that_are_noise_levels() -> None:
+    """As NCSN++ is told them: the embedding takes their logarithm, and the output is divided by them."""
+    skip = {"down_block_types": ("SkipDownBlock2D",) * 2, "up_block_types": ("SkipUpBlock2D",) * 2, "center_input_sample": True}
+    network = theirs(**skip, time_embedding_type="fourier", norm_num_groups=None)
+    model, sigmas = ours(network), torch.tensor([1348.0, 3.7, 0.01])
+    frozen, label = FrozenUNet(model), torch.zeros(2, dtype=torch.int64)
+    x_t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for row, sigma in enumerate(sigmas):
+        with torch.no_grad():
+            expected = network(x_t, sigma).sample
+            assert_network_close(model(x_t, sigma.expand(2), label), expected.double())
+            assert_network_close(frozen.denoiser(sigmas, label)(x_t, torch.tensor([row])), expected.double())
 
 
 def test_a_folder_of_ncsnpp_and_back(tmp_path: Path) -> None:
