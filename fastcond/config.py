@@ -18,8 +18,14 @@ WEIGHTINGS = ("mse", "min_snr")
 LR_SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "bf16")
 RESAMPLERS = ("conv", "resnet")
-DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D")
-UP_BLOCK_TYPES = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D")
+DOWN_BLOCK_TYPES = (
+    *("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"),
+    "CrossAttnDownBlock2D",
+)
+UP_BLOCK_TYPES = (
+    *("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"),
+    "CrossAttnUpBlock2D",
+)
 TIME_EMBEDDINGS = ("positional", "fourier", "learned")
 CLASS_EMBEDDINGS = ("table", "timestep", "identity", "none")
 SAMPLER_NAMES = ("ddpm", "ddim", "dpmpp2m", "heun")  # fastcond.diffusion.SAMPLERS has the samplers themselves
@@ -50,7 +56,7 @@ class UNetConfig:
         attention_head_dim: channels of one attention head.
         conditioning: how time and label enter a block: "adagn", "scale_shift", "bias", or "label_attention": time as with
             "bias", and a label through transformer blocks where the others have self-attention.
-        norm_num_groups, norm_eps: of every group norm.
+        norm_num_groups, norm_eps: of every group norm. None, of Skip blocks alone: a group has four channels, or is one of 32.
         dropout: probability, before the second convolution of a block.
         resample: "conv" (stride 2; nearest and convolution) or "resnet" (a resampling residual block, as in ADM).
         class_embedding_mlp: a two-layer MLP after the class-embedding table.
@@ -58,7 +64,8 @@ class UNetConfig:
     What other networks of diffusers' `UNet2DModel` have (its own words where it has one):
         down_block_types, up_block_types: of each level, finest first going down and coarsest first going up; None: attention by
             attention_resolutions and resampling by resample. A DownBlock2D resamples by "conv", a ResnetDownsampleBlock2D by
-            "resnet", an AttnDownBlock2D by resample, and the like going up by resample_up (None: as resample).
+            "resnet", an AttnDownBlock2D by resample, and the like going up by resample_up (None: as resample). Those of "Skip"
+            in their name are in `fastcond.nn.skip_blocks`.
         mid_block: whether there is one; mid_attention: whether it has attention; mid_attention_norm_groups: of its norm, 0 for
             none, None for norm_num_groups. mid_block_scale_factor: what the sums of its residual connections are divided by.
         downsample_padding: of a "conv" downsampler, 1 on all sides, or 0: one row below and one column to the right.
@@ -86,7 +93,7 @@ class UNetConfig:
     attention_resolutions: tuple[int, ...] = (16, 8)
     attention_head_dim: int | None = 32
     conditioning: Conditioning = "adagn"
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32
     norm_eps: float = 1e-5
     dropout: float = 0.0
     resample: Literal["conv", "resnet"] = "conv"
@@ -128,13 +135,14 @@ class UNetConfig:
             f"image size {height}x{width} does not fit a network of {len(self.block_out_channels)} levels: height and width must "
             f"be multiples of {factor}; use --size {_round_up(height, factor)}x{_round_up(width, factor)} or another --preset",
         )
-        for channels in self.block_out_channels:
-            _require(
-                channels % self.norm_num_groups == 0,
-                f"{channels} channels cannot be divided into {self.norm_num_groups} groups; change norm_num_groups",
-            )
         for level, channels in enumerate(self.block_out_channels):
             last = level == len(self.block_out_channels) - 1
+            # Skip blocks have groups of their own; conv_norm_out and the middle have the network's.
+            own_groups = self.skips("down", level) and self.skips("up", level)
+            _require(
+                (own_groups and level > 0 and not (last and self.mid_block)) or channels % self.norm_groups(channels) == 0,
+                f"{channels} channels cannot be divided into {self.norm_groups(channels)} groups; change norm_num_groups",
+            )
             attends = any(self.attends(way, level) for way in ("down", "up")) or (last and self.mid_block and self.mid_attention)
             head_dim = self._head_dim(channels)
             _require(
@@ -161,7 +169,12 @@ class UNetConfig:
         of_label = self.conditioning == "label_attention"
         for block in (*(self.down_block_types or ()), *(self.up_block_types or ())):
             _require(of_label or not block.startswith("CrossAttn"), f"{block} needs conditioning 'label_attention'")
+            _require(not of_label or "Skip" not in block, f"{block} cannot be combined with conditioning 'label_attention'")
         _require(not of_label or self.class_embedding == "table", "with label_attention leave class_embedding as it is")
+        skips = all(self.skips(way, level) for way in ("down", "up") for level in range(levels))
+        _require(
+            skips or self.norm_num_groups is not None, "norm_num_groups is None, which only Skip blocks allow; give a number"
+        )
         _require(self.mid_block_scale_factor > 0, f"mid_block_scale_factor is {self.mid_block_scale_factor}; it must be positive")
 
     @property
@@ -189,6 +202,14 @@ class UNetConfig:
         if self.conditioning == "label_attention":
             return max(1, channels // self.label_attention_heads)
         return self.attention_head_dim or channels
+
+    def norm_groups(self, channels: int) -> int:
+        """Groups of a norm of that many channels, where the block has no rule of its own."""
+        return max(1, min(channels // 4, 32)) if self.norm_num_groups is None else self.norm_num_groups
+
+    def skips(self, way: str, level: int) -> bool:
+        """Whether the block of `level` on the way "down" or "up" passes on the image beside its map: a Skip block."""
+        return "Skip" in (self._block_type(way, level) or "")
 
     def attends(self, way: str, level: int) -> bool:
         """Whether the residual blocks of `level` on the way "down" or "up" are followed by attention."""

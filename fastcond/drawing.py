@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastcond.command_line import choose_device
 from fastcond.diffusion import SAMPLERS
-from fastcond.engine import generate_batches, step_table, to_uint8
+from fastcond.engine import DEFAULT_BATCH_SIZE, generate_batches, step_table, to_uint8
 from fastcond.images import image_grid, row_name, write_gif, write_png
 from fastcond.interop.opening import open_model
 from fastcond.sample_folder import SampleFolder
@@ -69,6 +69,14 @@ def draw(options: argparse.Namespace) -> int:
         if value is not None and chosen != sampler:
             raise ValueError(f"--{flag} is a setting of {sampler}; leave it out or use --sampler {sampler}")
     given = {flag: value for flag, (_, value) in flags.items() if value is not None}
+    batch_size = options.batch_size or DEFAULT_BATCH_SIZE
+    # What one generator draws for an image depends on the batches before and on its own.
+    noise = {} if options.rng == "philox" else {"rng": options.rng, "batch_size": batch_size}
+    for flag, is_given in {"precision bf16": options.precision == "bf16", "compile": options.compile}.items():
+        if noise and is_given:
+            raise ValueError(
+                f"--{flag} has no effect with --rng torch, which runs row by row in the model's own precision; leave it out"
+            )
     corrections = {"guidance_rescale": options.guidance_rescale, "dynamic_threshold": options.dynamic_threshold}
     corrections["cfg_plus_plus"] = options.cfg_plus_plus
     drawn_with = given | ({"precision": options.precision} if options.precision is not None else {})
@@ -89,7 +97,8 @@ def draw(options: argparse.Namespace) -> int:
         guidance=options.cfg,
         sampler=table,
         seed=options.seed,
-        batch_size=options.batch_size,
+        batch_size=batch_size,
+        rng=options.rng,
         guidance_interval=tuple(options.cfg_interval) if options.cfg_interval else None,
         guidance_rescale=options.guidance_rescale,
         dynamic_threshold=options.dynamic_threshold,
@@ -115,6 +124,7 @@ def draw(options: argparse.Namespace) -> int:
             "steps": steps,
             **drawn_with,
             "seed": options.seed,
+            **noise,
         },
         labels=labels,
         n=options.n,
@@ -138,6 +148,9 @@ def draw(options: argparse.Namespace) -> int:
     if options.gif and folder.begun_with:
         # Of the images in the picture, those that an earlier process drew: their frames are drawn again.
         again = layout.positions[layout.positions < folder.begun_with]
+        if noise and len(again):
+            # One generator draws the batches that they are in as a whole, and those before.
+            again = np.arange(min(folder.total, (again[-1] // batch_size + 1) * batch_size))
         recorded = generate(
             each[again],
             indices=indices[again],
@@ -150,9 +163,10 @@ def draw(options: argparse.Namespace) -> int:
         write_gif([layout.picture(frame) for frame in frames.images()], folder.path / "denoising.gif")
     shown = ", ".join(names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
     evaluations = "" if table.num_rows == steps else f" ({table.num_rows} evaluations)"
+    how = f"{steps} steps{evaluations}, cfg {options.cfg:g}" + (", rng torch" if noise else "")
     print(
         f"drew {options.n} of each: {shown}; from {'' if loaded.step is None else f'step {loaded.step} of '}{options.run} "
-        f"with {chosen}, {steps} steps{evaluations}, cfg {options.cfg:g}: {folder.path / 'grid.png'}"
+        f"with {chosen}, {how}: {folder.path / 'grid.png'}"
     )
     return 0
 

@@ -72,8 +72,19 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--variance", choices=["fixed_small", "fixed_large"], help="of ddpm's noise (default fixed_small)")
     parser.add_argument("--eta", type=number, help="noise of ddim, 0 (none, the default) to 1")
-    parser.add_argument("--seed", type=seed_number, default=0, help="image i of a label depends on (seed, i) (default 0)")
-    parser.add_argument("--batch-size", type=whole_number, help="images at a time; does not change them (default 64)")
+    parser.add_argument(
+        "--seed", type=seed_number, default=0, help="image i of a label depends on (seed, i), but with --rng torch (default 0)"
+    )
+    parser.add_argument(
+        "--rng",
+        choices=["philox", "torch"],
+        default="philox",
+        help="whose noise: philox (the default), or torch, to compare with a pipeline of diffusers: drawn as it draws from "
+        "torch.Generator().manual_seed(SEED), label by label and batch by batch, so that --n and --batch-size count too",
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number, help="images at a time; does not change them, but with --rng torch (default 64)"
+    )
     parser.add_argument(
         "--out",
         type=path,

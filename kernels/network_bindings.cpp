@@ -19,20 +19,22 @@ using Numbers = std::array<int64_t, n>;
 
 float* at(Address address) { return reinterpret_cast<float*>(address); }
 
-// x, second, mean, gain, offset, packed, bias, residual, y, y_mean, y_m2; bias's row stride, H, W, first_channels, C, K, silu, upsampled
-void add_norm_conv(Network& network, Addresses<11> t, Numbers<8> n) {
+// x, second, mean, gain, offset, packed, bias, residual, y, y_mean, y_m2; bias's row stride, H, W, first_channels, C, K, silu, upsampled;
+// scale.
+void add_norm_conv(Network& network, Addresses<11> t, Numbers<8> n, float scale) {
     NormConv step{at(t[0]), at(t[2]), at(t[3]), at(t[4]), at(t[5]), at(t[6]), at(t[7]), at(t[8]), at(t[9]), at(t[10]),
                   n[0], 0, n[1], n[2], n[4], n[5], n[6] != 0, 1};
     step.second = at(t[1]);
     step.first_channels = n[3];
     step.upsampled = n[7] != 0;
+    step.scale = scale;
     network.add(step);
 }
 
-// As SmallAttention's fields; tokens, C, heads, out_bias's row stride.
-void add_small_attention(Network& network, Addresses<9> t, Numbers<4> n) {
+// As SmallAttention's fields; tokens, C, heads, out_bias's row stride; scale.
+void add_small_attention(Network& network, Addresses<9> t, Numbers<4> n, float scale) {
     network.add(SmallAttention{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), at(t[5]), at(t[6]), at(t[7]), at(t[8]), 0, n[0], n[1],
-                               n[2], 1, n[3]});
+                               n[2], 1, n[3], scale});
 }
 
 // x, second, packed, bias, mean, gain, offset, residual, y; H, W, first_channels, C, K, size, stride, padding.
@@ -57,9 +59,9 @@ void add_row_bias(Network& network, Addresses<2> t, Numbers<2> n) {
     network.add(RowBias{at(t[0]), nullptr, nullptr, at(t[1]), 0, n[0], 0, n[1]});
 }
 
-// x, mean, gain, offset, y; H, W, C, silu, up.
-void add_resample(Network& network, Addresses<5> t, Numbers<5> n) {
-    network.add(Resample{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), 0, n[0], n[1], n[2], n[3] != 0, n[4] != 0, 1});
+// x, mean, gain, offset, y; H, W, C, silu, up, filtered.
+void add_resample(Network& network, Addresses<5> t, Numbers<6> n) {
+    network.add(Resample{at(t[0]), at(t[1]), at(t[2]), at(t[3]), at(t[4]), 0, n[0], n[1], n[2], n[3] != 0, n[4] != 0, n[5] != 0, 1});
 }
 
 // x, y; positions, C.
@@ -83,8 +85,8 @@ void bind_network(nb::module_& module) {
     nb::class_<Network>(module, "Network", "Steps of an evaluation. Tensors are addresses, 0 for none; each method says in "
                                            "kernels/network_bindings.cpp which, and which numbers.")
         .def(nb::init<>())
-        .def("add_norm_conv", &add_norm_conv, "tensors"_a, "numbers"_a)
-        .def("add_small_attention", &add_small_attention, "tensors"_a, "numbers"_a)
+        .def("add_norm_conv", &add_norm_conv, "tensors"_a, "numbers"_a, "scale"_a)
+        .def("add_small_attention", &add_small_attention, "tensors"_a, "numbers"_a, "scale"_a)
         .def("add_patch_conv", &add_patch_conv, "tensors"_a, "numbers"_a)
         .def("add_channel_statistics", &add_channel_statistics, "tensors"_a, "numbers"_a)
         .def("add_channel_norm", &add_channel_norm, "tensors"_a, "numbers"_a, "eps"_a)

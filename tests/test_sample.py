@@ -219,6 +219,7 @@ class TestErrors:
             ("--sampler", "x"),
             ("--guidance-rescale", "nan"),
             ("--dynamic-threshold", "most"),
+            ("--rng", "numpy"),
         ],
     )
     def test_bad_flags(self, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]) -> None:

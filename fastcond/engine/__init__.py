@@ -3,6 +3,15 @@
 from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.engine.cuda_graph import release_graphs
 from fastcond.engine.frozen_unet import FrozenUNet
-from fastcond.engine.generate import generate, generate_batches, step_table, to_uint8
+from fastcond.engine.generate import DEFAULT_BATCH_SIZE, generate, generate_batches, step_table, to_uint8
 
-__all__ = ["ConditioningTable", "FrozenUNet", "generate", "generate_batches", "release_graphs", "step_table", "to_uint8"]
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "ConditioningTable",
+    "FrozenUNet",
+    "generate",
+    "generate_batches",
+    "release_graphs",
+    "step_table",
+    "to_uint8",
+]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastcond.config import UNetConfig
 from fastcond.engine.conditioning_table import ConditioningTable
-from fastcond.engine.native_network import NativeNetwork, NoNativeForm, PackedWeights
+from fastcond.engine.native_network import NativeNetwork, PackedWeights
 from fastcond.engine.network_walk import Walk
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
@@ -51,10 +51,7 @@ class FrozenUNet:
         self._library = native.native if use_native and possible else None
         self._weights, self._networks = PackedWeights(), dict[tuple[int, int], NativeNetwork]()
         if self._library is not None:
-            try:
-                self.native_network(*model.config.image_size)
-            except NoNativeForm:
-                self._library = None
+            self.native_network(*model.config.image_size)
 
     def native_network(self, height: int, width: int) -> NativeNetwork:
         """The network for images of that size as one native call."""

@@ -23,7 +23,7 @@ from fastcond.engine.compile import choose_dtype, has_c_compiler
 from fastcond.engine.conditioning_table import vector_label_width
 from fastcond.engine.cuda_graph import graph_executor
 from fastcond.engine.executor import EagerExecutor, Executor, SamplingBatch
-from fastcond.engine.torch_noise import Rng, TorchNoise, generators
+from fastcond.engine.torch_noise import Rng, TorchNoise, generators, skip_batch
 from fastcond.nn import ConditionalUNet
 
 DEFAULT_BATCH_SIZE = 64
@@ -143,7 +143,8 @@ def generate_batches(
 ) -> Iterator[np.ndarray]:
     """`generate`, batch after batch, for more images than fit into memory.
 
-    Args: those of `generate`. start: the images before this one are left out; the others are what they are without it.
+    Args: those of `generate`. start: the images before this one are left out; the others are what they are without it. With one
+            torch.Generator it is a multiple of batch_size, and the noise of the images before is drawn and thrown away.
     Returns: an iterator of uint8 [B, H, W, C], at most batch_size images each; a batch is drawn when it is asked for.
     Raises: ValueError at the call, not at the first batch.
     """
@@ -166,9 +167,9 @@ def generate_batches(
         raise ValueError(f"batch size is {batch_size}; it must be at least 1")
 
     drawn_from = generators(rng, count, seed)
-    if isinstance(drawn_from, torch.Generator) and start:
-        found = f"start is {start}, and one torch.Generator draws the first images' noise first"
-        raise ValueError(f"{found}; use rng philox or a list of generators")
+    if isinstance(drawn_from, torch.Generator) and start % batch_size and start < count:
+        found = f"start is {start}, within a batch of {batch_size}, whose noise one torch.Generator draws together"
+        raise ValueError(f"{found}; give a multiple of batch_size, or use rng philox or a list of generators")
     check_rescale(guidance_rescale)
     if dynamic_threshold is not None:
         check_percentile(dynamic_threshold)
@@ -208,9 +209,12 @@ def generate_batches(
                 other = torch.zeros_like(own_label) if own_label.dim() == 2 else torch.full_like(own_label, config.largest_label)
             noise = None
             if drawn_from is not None:
+                image, dtype = (config.in_channels, *config.image_size), next(model.parameters()).dtype
                 own = drawn_from if isinstance(drawn_from, torch.Generator) else drawn_from[part]
-                shape = (len(own_label), config.in_channels, *config.image_size)
-                noise = TorchNoise(own, shape, noisy_rows, next(model.parameters()).dtype, device)
+                if isinstance(own, torch.Generator) and first == start:
+                    for _ in range(start // batch_size):
+                        skip_batch(own, (batch_size, *image), noisy_rows, dtype)
+                noise = TorchNoise(own, (len(own_label), *image), noisy_rows, dtype, device)
             batch = SamplingBatch(
                 table,
                 [any_guided and row_inside for row_inside in inside],

@@ -23,10 +23,6 @@ _MEMORY_FLOATS = 4 << 20
 _FEWEST_IMAGES = 16
 
 
-class NoNativeForm(Exception):
-    """The network does what no step does; PyTorch's operations can."""
-
-
 @dataclass
 class Part:
     """Some channels of a map, [B, H, W, channels]; `at` is a buffer, or the address that stands for the evaluation's input.
@@ -135,9 +131,11 @@ class Recorder:
         upsampled: bool = False,
         site: Site | None = None,
         residual: NativeMap | None = None,
+        divisor: float = 1.0,
     ) -> NativeMap:
         features, channels = conv.out_channels, x.channels
-        plain = norm is None and site is None and residual is None and not upsampled
+        plain = norm is None and site is None and not upsampled and divisor == 1.0
+        added = None if residual is None else residual.only
         # A convolution of few channels would have most of Winograd's lanes idle; the network's first is one.
         winograd = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and (channels >= 16 or not plain)
         packed, bias = self._weights.of_conv(conv, winograd, upsampled), None if conv.bias is None else conv.bias.detach()
@@ -148,11 +146,9 @@ class Recorder:
             assert not isinstance(conv.padding, str), "given as numbers"
             height, width = x.height // stride, x.width // stride
             y = self._map(features, height, width)
-            operands = (first.at, second, packed, bias, None, None, None, None, y.only)
+            operands = (first.at, second, packed, bias, None, None, None, added, y.only)
             numbers = (x.height, x.width, first.channels, channels, features, size, stride, conv.padding[0])
             self._add("add_patch_conv", operands, numbers)
-            if first.at == self._library.Network.INPUT:
-                self.end_segment()
             return y
         height, width = (2 * x.height, 2 * x.width) if upsampled else (x.height, x.width)
         affine = (None, None, None) if norm is None else self._norm(norm, x)
@@ -163,11 +159,11 @@ class Recorder:
             self._add("add_row_bias", (bias, row_bias), (site.start, features))
         statistics = Buffer(features), Buffer(features)
         y = self._map(features, height, width, *statistics)
-        added = None if residual is None else residual.only
         self._add(
             "add_norm_conv",
             (first.at, second, *affine, packed, row_bias, added, y.only, *statistics),
             (bias_stride, height, width, first.channels, channels, features, int(norm is not None and norm.silu), int(upsampled)),
+            more=(1 / divisor,),
             optional=frozenset(statistics),
         )
         if residual is not None:
@@ -180,7 +176,8 @@ class Recorder:
         out_bias = attention.to_out[0].get_parameter("bias").detach()
         affine = (None, None, None) if norm is None else self._norm(norm, x)
         operands = (x.only, *affine, packed, bias, out_bias, x.only, y.only)
-        self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads, 0))
+        numbers = (x.height * x.width, x.channels, attention.heads, 0)
+        self._add("add_small_attention", operands, numbers, more=(1 / attention.divisor,))
         self.end_segment()
         return y
 
@@ -198,7 +195,8 @@ class Recorder:
             self._add("add_row_bias", (attention.to_out[0].get_parameter("bias").detach(), out_bias), (site.start, x.channels))
             none = (None, None, None)
             operands = (normalised.only, *none, packed, bias, out_bias, tokens.only, attended.only)
-            self._add("add_small_attention", operands, (x.height * x.width, x.channels, attention.heads, x.channels))
+            numbers = (x.height * x.width, x.channels, attention.heads, x.channels)
+            self._add("add_small_attention", operands, numbers, more=(1.0,))
             gate = self._weights.of_linear(block.ff.net[0].get_submodule("proj"), block.norm3)
             wide = self._project(*gate, self._layer_norm(block.norm3, attended))
             gated = self._map(wide.channels // 2, x.height, x.width)
@@ -229,21 +227,22 @@ class Recorder:
         self._add("add_patch_conv", operands, (x.height, x.width, x.channels, x.channels, len(bias), 1, 1, 0))
         return y
 
-    def divide(self, x: NativeMap, divisor: float) -> NativeMap:
-        if divisor != 1.0:
-            raise NoNativeForm(f"residual connections divided by {divisor}")
-        return x
-
     def join(self, x: NativeMap, skip: NativeMap) -> NativeMap:
         return NativeMap((*x.parts, *skip.parts), x.height, x.width)
 
-    def resample(self, x: NativeMap, how: Literal["down", "up"], norm: Norm | None = None) -> NativeMap:
+    def resample(
+        self, x: NativeMap, how: Literal["down", "up"], norm: Norm | None = None, kernel: Tensor | None = None
+    ) -> NativeMap:
         affine = (None, None, None) if norm is None else self._norm(norm, x)
         up = how == "up"
         height, width = (2 * x.height, 2 * x.width) if up else (x.height // 2, x.width // 2)
         y = self._map(x.channels, height, width)
         silu = norm is not None and norm.silu
-        self._add("add_resample", (x.only, *affine, y.only), (x.height, x.width, x.channels, int(silu), int(up)))
+        self._add(
+            "add_resample",
+            (x.only, *affine, y.only),
+            (x.height, x.width, x.channels, int(silu), int(up), int(kernel is not None)),
+        )
         return y
 
     def _norm(self, norm: Norm, x: NativeMap) -> tuple[Buffer, Buffer, Buffer]:
@@ -270,10 +269,17 @@ class Recorder:
 
     def end_segment(self) -> None:
         """What was recorded since the last call some images go through before the next ones do."""
-        self.segments.append(len(self.steps))
+        if self.steps and (not self.segments or self.segments[-1] < len(self.steps)):
+            self.segments.append(len(self.steps))
 
     def _add(self, method: str, operands: tuple[Operand, ...], numbers: tuple[int, ...], **more: Any) -> None:
+        # What reads the input may write several copies of what it makes of it, for all images.
+        reads_input = any(isinstance(o, int) and o == self._library.Network.INPUT for o in operands)
+        if reads_input:
+            self.end_segment()
         self.steps.append(Step(method, operands, numbers, **more))
+        if reads_input:
+            self.end_segment()
 
 
 class NativeNetwork:

@@ -16,6 +16,7 @@ from fastcond.engine.conditioning_table import Site, conditioning_sites
 from fastcond.nn import AdaGroupNorm, ConditionalUNet
 from fastcond.nn.blocks import Downsample, FusedGroupNorm, ResnetBlock, SelfAttention, Upsample
 from fastcond.nn.label_attention import LabelTransformer, TransformerBlock
+from fastcond.nn.skip_blocks import SkipDownBlock, SkipUpBlock
 
 Map = TypeVar("Map")
 
@@ -44,28 +45,27 @@ class Operations(Protocol[Map]):
         upsampled: bool = False,
         site: Site | None = None,
         residual: Map | None = None,
+        divisor: float = 1.0,
     ) -> Map:
-        """conv(act(norm(x))), doubled by nearest neighbours before conv if `upsampled`, + the site's bias + residual."""
+        """(conv(act(norm(x))) + the site's bias + residual) / divisor; act(norm(x)) is doubled (nearest) first if `upsampled`."""
         ...
 
     def attend(self, attention: SelfAttention, x: Map, norm: Norm | None) -> Map:
-        """x + attention over the positions of norm(x)."""
+        """x + attention over the positions of norm(x), over the attention's divisor."""
         ...
 
     def transform(self, transformer: LabelTransformer, x: Map, sites: Sequence[Site]) -> Map:
         """transformer(x), where a site's bias is what cross-attention adds in each of its blocks."""
         ...
 
-    def divide(self, x: Map, divisor: float) -> Map:
-        """x / divisor."""
-        ...
-
     def join(self, x: Map, skip: Map) -> Map:
         """Channels of x, then of skip."""
         ...
 
-    def resample(self, x: Map, how: Literal["down", "up"], norm: Norm | None = None) -> Map:
-        """act(norm(x)) averaged over squares of 2x2 ("down"), or doubled by nearest neighbours ("up")."""
+    def resample(self, x: Map, how: Literal["down", "up"], norm: Norm | None = None, kernel: Tensor | None = None) -> Map:
+        """act(norm(x)) averaged over squares of 2x2 ("down"), or doubled by nearest neighbours ("up"); either through a
+        `FirFilter`'s kernel where there is one.
+        """
         ...
 
 
@@ -84,28 +84,39 @@ class Walk:
         """The network's output for x_t."""
         model = self.model
         x = operations.convolve(model.conv_in, x_t)
-        skips = [x]
+        skips, image = [x], x_t
         for block in model.down_blocks:
             for module in _in_order(block):
                 x = self._step(operations, module, x)
                 if not _is_followed_by_attention(block, module):
                     skips.append(x)
+            if isinstance(block, SkipDownBlock) and block.resamples:
+                image = operations.resample(image, "down", kernel=block.filter.kernel)
+                x = operations.convolve(block.skip_conv, image, residual=self._residual_block(operations, block.resnet_down, x))
+                skips.append(x)
         if model.mid_block is not None:
             first, second = model.mid_block.resnets
             for module in (first, *getattr(model.mid_block, "attentions", ()), second):
                 x = self._step(operations, module, x)
+        drawn: Map | None = None
         for block in model.up_blocks:
             for module in _in_order(block):
                 takes_skip = any(module is resnet for resnet in cast(nn.ModuleList, block.resnets))
                 x = self._step(operations, module, operations.join(x, skips.pop()) if takes_skip else x)
-        return operations.convolve(model.conv_out, x, norm=self._norm(model.conv_norm_out))
+            if isinstance(block, SkipUpBlock):
+                if drawn is not None:
+                    drawn = operations.resample(drawn, "up", kernel=block.filter.kernel)
+                if block.resamples:
+                    drawn = operations.convolve(block.skip_conv, x, norm=self._norm(block.skip_norm), residual=drawn)
+                    x = self._residual_block(operations, block.resnet_up, x)
+        return operations.convolve(model.conv_out, x, norm=self._norm(model.conv_norm_out), residual=drawn)
 
     def _step(self, operations: Operations[Map], module: nn.Module, x: Map) -> Map:
         if isinstance(module, ResnetBlock):
             return self._residual_block(operations, module, x)
         if isinstance(module, SelfAttention):
             norm = None if module.group_norm is None else self._norm(module.group_norm)
-            return operations.divide(operations.attend(module, x, norm), module.divisor)
+            return operations.attend(module, x, norm)
         if isinstance(module, LabelTransformer):
             blocks = cast(Iterable[TransformerBlock], module.transformer_blocks)
             return operations.transform(module, x, [self._site_of[id(block.attn2)] for block in blocks])
@@ -122,15 +133,16 @@ class Walk:
             site = self._site_of[id(block.time_emb_proj)]
             if block.conditioning == "scale_shift":
                 norm2, site = Norm(norm2.groups, norm2.eps, norm2.weight, norm2.bias, site, norm2.silu), None
-        if block.resampling == "down":
-            h = operations.convolve(block.conv1, operations.resample(x, "down", norm1), site=site)
+        kernel = None if block.filter is None else block.filter.kernel
+        if block.resampling is not None and (block.resampling == "down" or kernel is not None):
+            h = operations.convolve(block.conv1, operations.resample(x, block.resampling, norm1, kernel), site=site)
         else:
             h = operations.convolve(block.conv1, x, norm=norm1, upsampled=block.resampling == "up", site=site)
         if block.resampling is not None:
-            x = operations.resample(x, block.resampling)
+            x = operations.resample(x, block.resampling, kernel=kernel)
         if block.conv_shortcut is not None:
             x = operations.convolve(block.conv_shortcut, x)
-        return operations.divide(operations.convolve(block.conv2, h, norm=norm2, residual=x), block.divisor)
+        return operations.convolve(block.conv2, h, norm=norm2, residual=x, divisor=block.divisor)
 
     def _norm(self, module: nn.Module) -> Norm:
         if isinstance(module, AdaGroupNorm):
@@ -141,11 +153,11 @@ class Walk:
 
 
 def _in_order(block: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a level, each residual block with the attention after it, then the resampling ones."""
-    resnets, attentions = cast(nn.ModuleList, block.resnets), getattr(block, "attentions", None)
-    for i, resnet in enumerate(resnets):
+    """The modules of a level, each of its last residual blocks with the attention after it, then the resampling ones."""
+    resnets, attentions = cast(nn.ModuleList, block.resnets), getattr(block, "attentions", ())
+    for i, resnet in enumerate(resnets, len(attentions) - len(resnets)):
         yield resnet
-        if attentions is not None:
+        if i >= 0:
             yield attentions[i]
     yield from getattr(block, "downsamplers", ())
     yield from getattr(block, "upsamplers", ())

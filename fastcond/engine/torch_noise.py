@@ -47,6 +47,14 @@ class TorchNoise:
         self.current.copy_(z)
 
 
+def skip_batch(
+    generator: torch.Generator, shape: tuple[int, int, int, int], noisy_rows: Sequence[bool], dtype: torch.dtype
+) -> None:
+    """Leave a generator where a batch's `TorchNoise` leaves it."""
+    for _ in range(1 + sum(noisy_rows)):
+        torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+
+
 def generators(rng: Rng, count: int, seed: int) -> torch.Generator | Sequence[torch.Generator] | None:
     """What `generate`'s rng asks for: None for philox; for "torch" one generator of the seed, on the CPU.
 

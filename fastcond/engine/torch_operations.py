@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastcond.engine.conditioning_table import Site
 from fastcond.engine.network_walk import Norm
-from fastcond.nn.blocks import SelfAttention, pad_for
+from fastcond.nn.blocks import SelfAttention, fir_resample, pad_for
 from fastcond.nn.label_attention import LabelTransformer
 from fastcond.ops import ada_group_norm
 
@@ -35,6 +35,7 @@ class TorchOperations:
         upsampled: bool = False,
         site: Site | None = None,
         residual: Tensor | None = None,
+        divisor: float = 1.0,
     ) -> Tensor:
         if norm is not None:
             x = self._normalise(x, norm)
@@ -43,23 +44,22 @@ class TorchOperations:
         y = conv(pad_for(conv, x))
         if site is not None:
             y = y + site.parts(self._columns)[1][:, :, None, None].to(y.dtype)
-        return y if residual is None else residual + y
+        return _divided(y if residual is None else residual + y, divisor)
 
     def attend(self, attention: SelfAttention, x: Tensor, norm: Norm | None) -> Tensor:
-        return x + attention.attend(x if norm is None else self._normalise(x, norm))
+        return _divided(x + attention.attend(x if norm is None else self._normalise(x, norm)), attention.divisor)
 
     def transform(self, transformer: LabelTransformer, x: Tensor, sites: Sequence[Site]) -> Tensor:
         return transformer.transform(x, [site.parts(self._columns)[1] for site in sites])
 
-    def divide(self, x: Tensor, divisor: float) -> Tensor:
-        return x if divisor == 1.0 else x / divisor
-
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
         return torch.cat([x, skip], dim=1)
 
-    def resample(self, x: Tensor, how: Literal["down", "up"], norm: Norm | None = None) -> Tensor:
+    def resample(self, x: Tensor, how: Literal["down", "up"], norm: Norm | None = None, kernel: Tensor | None = None) -> Tensor:
         if norm is not None:
             x = self._normalise(x, norm)
+        if kernel is not None:
+            return fir_resample(x, how, kernel)
         return F.avg_pool2d(x, 2) if how == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
     def _normalise(self, x: Tensor, norm: Norm) -> Tensor:
@@ -68,3 +68,7 @@ class TorchOperations:
         return ada_group_norm(
             x, scale, shift, norm.groups, weight=norm.weight, bias=norm.bias, eps=norm.eps, activation=activation
         )
+
+
+def _divided(x: Tensor, divisor: float) -> Tensor:
+    return x if divisor == 1.0 else x / divisor

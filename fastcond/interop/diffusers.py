@@ -38,7 +38,8 @@ def load_diffusers(
     """A network that diffusers has saved, in float32 and eval mode, on the CPU.
 
     Args:
-        path: a folder with config.json and weights, or a pipeline's with model_index.json, unet/ and scheduler/.
+        path: a folder with config.json and weights, or a pipeline's with model_index.json, unet/ and scheduler/, or with the
+            files of these two in the folder itself.
         label_mlp: of a `UNet2DConditionModel`, the file of the MLP that makes a token of a one-hot label; None:
             emb_net.safetensors, .pth or .pt in the folder or beside it.
         null_label: whether the last row of the class-embedding table (of the MLP: a row of zeros) stands for "no condition",
@@ -52,7 +53,10 @@ def load_diffusers(
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    unet = folder / "unet" if (folder / "model_index.json").is_file() else folder
+    is_pipeline = (folder / "model_index.json").is_file()
+    # Pipelines of diffusers' first versions, google/ddpm-* among them, hold their parts in the folder itself.
+    is_flat = not (folder / "unet").is_dir() and (folder / "config.json").is_file()
+    unet = folder / "unet" if is_pipeline and not is_flat else folder
     config = _read_json(unet / "config.json")
     if null_label is None:
         null_label = any(_names_null_label(place) for place in (folder / LABELS_NAME, unet / LABELS_NAME))
@@ -138,6 +142,7 @@ def _names_null_label(path: Path) -> bool:
 def _diffusion(folder: Path) -> DiffusionConfig:
     """What the pipeline's scheduler says; DDPM's defaults where there is none."""
     path = folder / "scheduler" / "scheduler_config.json"
+    path = path if path.is_file() else folder / path.name
     config: Mapping[str, Any] = _read_json(path) if path.is_file() else {"_class_name": "DDPMScheduler"}
     try:
         found = from_diffusers_config(config)

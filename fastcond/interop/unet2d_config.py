@@ -39,6 +39,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "num_train_timesteps": None,
 }
 _CONDITIONING = {"default": "bias", "scale_shift": "scale_shift"}
+_DOWN, _UP = (tuple(name for name in names if "CrossAttn" not in name) for names in (DOWN_BLOCK_TYPES, UP_BLOCK_TYPES))
 _SIZE_OF_NONE = 32  # a network that names no size is one for any; a sample then has this one
 
 
@@ -75,8 +76,8 @@ def unet_config(
         "conditioning": _CONDITIONING[found["resnet_time_scale_shift"]],
         "resample": found["downsample_type"],
         "resample_up": found["upsample_type"],
-        "down_block_types": down_types(found, DOWN_BLOCK_TYPES[:3]),
-        "up_block_types": up_types(found, UP_BLOCK_TYPES[:3]),
+        "down_block_types": down_types(found, _DOWN),
+        "up_block_types": up_types(found, _UP),
         "mid_block": found["mid_block_type"] is not None,
         "mid_attention": found["add_attention"],
         # With scale_shift and no groups of its own, diffusers' middle attention has no norm at all.
@@ -107,7 +108,7 @@ def unet2d_config(config: UNetConfig) -> dict[str, Any]:
     up = [_block_type(config, "up", level) for level in reversed(levels)]
     mid_groups = config.mid_attention_norm_groups
     if config.conditioning == "scale_shift" and mid_groups is None:
-        mid_groups = config.norm_num_groups
+        mid_groups = config.norm_groups(config.block_out_channels[-1])
     height, width = config.image_size
     table = config.class_embedding == "table"
     return {

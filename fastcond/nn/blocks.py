@@ -20,6 +20,7 @@ class FusedGroupNorm(nn.Module):
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, activation: Literal["silu"] | None = None) -> None:
         super().__init__()
+        _check_groups(num_channels, num_groups)
         self.num_groups, self.eps, self.activation = num_groups, eps, activation
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
@@ -54,6 +55,7 @@ class AdaGroupNorm(nn.Module):
         activation: Literal["silu"] | None = None,
     ) -> None:
         super().__init__()
+        _check_groups(num_channels, num_groups)
         self.num_groups, self.eps, self.activation = num_groups, eps, activation
         self.linear = nn.Linear(embedding_dim, 2 * num_channels)
         _zero(self.linear)
@@ -80,6 +82,34 @@ class TokenLinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class FirFilter(nn.Module):
+    """Halves or doubles a map through the low-pass filter [1, 3, 3, 1] in both directions, zeros being around the map.
+
+    [B, C, H, W] -> [B, C, H/2, W/2] or [B, C, 2H, 2W], a constant map keeping its value away from the edges.
+    Source: Zhang 2019, section 3; Karras et al. 2020, appendix B, whose filter it is.
+    """
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(taps, taps)[None, None], persistent=False)
+
+    def forward(self, x: Tensor, how: Literal["down", "up"]) -> Tensor:
+        return fir_resample(x, how, self.kernel)
+
+
+def fir_resample(x: Tensor, how: Literal["down", "up"], kernel: Tensor) -> Tensor:
+    """`FirFilter`'s map of x, for its kernel [1, 1, 4, 4], whose sum is 1."""
+    channels = x.shape[1]
+    weight = kernel.to(x.dtype).expand(channels, -1, -1, -1)
+    if how == "down":
+        return F.conv2d(x, weight, stride=2, padding=1, groups=channels)
+    # Every other pixel of what is filtered is a zero, in both directions: the gain of 4 makes up for them.
+    return F.conv_transpose2d(x, 4 * weight, stride=2, padding=1, groups=channels)
+
+
 class ResnetBlock(nn.Module):
     """Residual block: norm, SiLU, (resample), conv3x3, conditioned norm, SiLU, dropout, conv3x3, plus the input.
 
@@ -96,31 +126,40 @@ class ResnetBlock(nn.Module):
         out_channels: int,
         resampling: Literal["down", "up"] | None = None,
         divisor: float = 1.0,
+        groups: tuple[int, int] | None = None,
+        filtered: bool = False,
     ) -> None:
-        """divisor: what the sum with the input is divided by."""
+        """divisor: what the sum with the input is divided by. groups: of the two norms; None: the network's.
+
+        filtered: it resamples through a `FirFilter`, and has a shortcut convolution whatever its channels.
+        """
         super().__init__()
         self.divisor = divisor
-        groups, eps, dim = config.norm_num_groups, config.norm_eps, config.embedding_dim
+        first, second = groups or (config.norm_groups(in_channels), config.norm_groups(out_channels))
+        eps, dim = config.norm_eps, config.embedding_dim
         self.conditioning, self.resampling = config.conditioning, resampling
         self.norm1: nn.Module
         self.norm2: nn.Module
         if self.conditioning == "adagn":
-            self.norm1 = AdaGroupNorm(dim, in_channels, groups, eps, "silu")
-            self.norm2 = AdaGroupNorm(dim, out_channels, groups, eps, "silu")
+            self.norm1 = AdaGroupNorm(dim, in_channels, first, eps, "silu")
+            self.norm2 = AdaGroupNorm(dim, out_channels, second, eps, "silu")
         else:
-            self.norm1 = FusedGroupNorm(groups, in_channels, eps, "silu")
-            self.norm2 = FusedGroupNorm(groups, out_channels, eps, "silu")
+            self.norm1 = FusedGroupNorm(first, in_channels, eps, "silu")
+            self.norm2 = FusedGroupNorm(second, out_channels, eps, "silu")
             parts = 2 if self.conditioning == "scale_shift" else 1
             self.time_emb_proj = nn.Linear(dim, parts * out_channels)
         self.conv1 = Conv3x3(in_channels, out_channels)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = Conv3x3(out_channels, out_channels)
         _zero(self.conv2)  # a new block is the identity: Dhariwal & Nichol's zero_module
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if filtered or in_channels != out_channels else None
+        self.filter = FirFilter() if filtered else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.norm1(x, emb) if self.conditioning == "adagn" else self.norm1(x)
-        h, x = _resample(h, self.resampling), _resample(x, self.resampling)
+        if self.resampling is not None:
+            resample = _resample if self.filter is None else self.filter
+            h, x = resample(h, self.resampling), resample(x, self.resampling)
         h = self.conv1(h)
         if self.conditioning == "adagn":
             h = self.norm2(h, emb)
@@ -145,7 +184,7 @@ class SelfAttention(nn.Module):
         """norm_groups: of its norm, 0 for none, None for the network's. divisor: what the sum with the input is divided by."""
         super().__init__()
         self.heads, self.divisor = channels // (config.attention_head_dim or channels), divisor
-        groups = config.norm_num_groups if norm_groups is None else norm_groups
+        groups = config.norm_groups(channels) if norm_groups is None else norm_groups
         self.group_norm = FusedGroupNorm(groups, channels, config.norm_eps) if groups else None
         self.to_q = TokenLinear(channels, channels)
         self.to_k = TokenLinear(channels, channels)
@@ -207,12 +246,15 @@ def make_upsampler(config: UNetConfig, level: int) -> nn.Module:
     return ResnetBlock(config, channels, channels, "up") if config.resampler("up", level) == "resnet" else Upsample(channels)
 
 
-def _resample(x: Tensor, how: str | None) -> Tensor:
-    if how == "down":
-        return F.avg_pool2d(x, 2)
-    if how == "up":
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    return x
+def _resample(x: Tensor, how: Literal["down", "up"]) -> Tensor:
+    return F.avg_pool2d(x, 2) if how == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def _check_groups(channels: int, groups: int) -> None:
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"a norm of {channels} channels cannot have {groups} groups; change block_out_channels or norm_num_groups"
+        )
 
 
 def _zero(layer: nn.Module) -> None:

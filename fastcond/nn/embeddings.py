@@ -35,7 +35,8 @@ class FourierProjection(nn.Module):
         self.weight = nn.Parameter(torch.randn(dim) * scale, requires_grad=False)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        angle = torch.log(timestep.to(self.weight.dtype))[:, None] * self.weight[None, :] * (2 * math.pi)
+        # Of hundreds of radians, a rounding is 3e-5 of one: factors in diffusers' order give its bits.
+        angle = torch.log(timestep.to(self.weight.dtype))[:, None] * self.weight[None, :] * 2 * math.pi
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
 

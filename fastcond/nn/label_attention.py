@@ -42,7 +42,7 @@ class LabelTransformer(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int) -> None:
         super().__init__()
-        self.norm = FusedGroupNorm(config.norm_num_groups, channels, _NORM_EPS)
+        self.norm = FusedGroupNorm(config.norm_groups(channels), channels, _NORM_EPS)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(config, channels)])
         self.proj_out = nn.Conv2d(channels, channels, 1)

@@ -17,6 +17,7 @@ from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.nn.blocks import FusedGroupNorm, ResnetBlock, SelfAttention, make_downsampler, make_upsampler
 from fastcond.nn.embeddings import EmbeddingMLP, FourierProjection, sinusoidal_embedding
 from fastcond.nn.label_attention import LabelMLP, LabelTransformer, label_vector
+from fastcond.nn.skip_blocks import SkipDownBlock, SkipUpBlock, check_image_path
 
 
 class DownBlock(nn.Module):
@@ -114,6 +115,7 @@ class ConditionalUNet(nn.Module):
 
     def __init__(self, config: UNetConfig, diffusion: DiffusionConfig | None = None) -> None:
         super().__init__()
+        check_image_path(config)
         self.config, self.diffusion = config, diffusion or DiffusionConfig()
         channels, dim = config.block_out_channels, config.embedding_dim
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
@@ -138,15 +140,17 @@ class ConditionalUNet(nn.Module):
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         skip_channels = [channels[0]]
         for level in range(len(channels)):
-            self.down_blocks.append(DownBlock(config, level, channels[max(level - 1, 0)]))
+            down_kind = SkipDownBlock if config.skips("down", level) else DownBlock
+            self.down_blocks.append(down_kind(config, level, channels[max(level - 1, 0)]))
             has_downsampler = level < len(channels) - 1
             skip_channels += [channels[level]] * (config.layers_per_block + has_downsampler)
         self.mid_block = MidBlock(config) if config.mid_block else None
         for level in reversed(range(len(channels))):
             below = channels[min(level + 1, len(channels) - 1)]
             taken = [skip_channels.pop() for _ in range(config.layers_per_block + 1)]
-            self.up_blocks.append(UpBlock(config, level, below, taken))
-        self.conv_norm_out = FusedGroupNorm(config.norm_num_groups, channels[0], config.norm_eps, "silu")
+            up_kind = SkipUpBlock if config.skips("up", level) else UpBlock
+            self.up_blocks.append(up_kind(config, level, below, taken))
+        self.conv_norm_out = FusedGroupNorm(config.norm_groups(channels[0]), channels[0], config.norm_eps, "silu")
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
 
@@ -212,12 +216,21 @@ class ConditionalUNet(nn.Module):
         """
         self.check_size(*x_t.shape[2:])
         emb, token = self.embed(timestep, label), self.embed_token(label)
-        x = self.conv_in(2 * x_t - 1 if self.config.center_input else x_t)
-        skips = [x]
+        x_t = 2 * x_t - 1 if self.config.center_input else x_t
+        skips, image = [self.conv_in(x_t)], x_t
         for block in self.down_blocks:
-            skips += block(skips[-1], emb, token)
+            if isinstance(block, SkipDownBlock):
+                maps, image = block(skips[-1], emb, image)
+            else:
+                maps = block(skips[-1], emb, token)
+            skips += maps
         x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], emb, token)
+        drawn: Tensor | None = None
         for block in self.up_blocks:
-            x = block(x, skips, emb, token)
+            if isinstance(block, SkipUpBlock):
+                x, drawn = block(x, skips, emb, drawn)
+            else:
+                x = block(x, skips, emb, token)
         y = self.conv_out(self.conv_norm_out(x))
+        y = y if drawn is None else y + drawn
         return y / timestep.to(y.dtype).reshape(-1, 1, 1, 1) if self.config.time_embedding == "fourier" else y

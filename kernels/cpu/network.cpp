@@ -119,11 +119,14 @@ struct Run {
     }
     void operator()(const Resample& given) const {
         Resample step = prepared(given);
-        const int64_t x = step.height * step.width * step.channels;
-        move(step.x, x);
+        const int64_t to = step.up ? 2 : 1, from = step.up ? 1 : 2;
+        const int64_t y = (step.height * to / from) * (step.width * to / from) * step.channels;
+        const int64_t copies = is(step.x, Network::input) ? of.copies : 1;
+        if (copies > 1) step.batch = of.batch / copies;  // all images
+        move(step.x, step.height * step.width * step.channels);
         for (const float** affine : {&step.mean, &step.gain, &step.offset}) move(*affine, step.channels);
-        move(step.y, step.up ? 4 * x : x / 4);
-        resample(step);
+        move(step.y, y);
+        for (int64_t copy = 0; copy < copies; ++copy, step.y += step.batch * y) resample(step);
     }
     void operator()(const LayerNorm& given) const {
         LayerNorm step = prepared(given);
@@ -157,6 +160,7 @@ struct Wanted {
 struct ReadsInput {
     bool operator()(const NormConv& step) const { return is(step.x, Network::input); }
     bool operator()(const PatchConv& step) const { return is(step.x, Network::input); }
+    bool operator()(const Resample& step) const { return is(step.x, Network::input); }
     template <typename S>
     bool operator()(const S&) const { return false; }
 };

@@ -40,7 +40,7 @@ public:
                               LayerNorm, GatedGelu>;
 
     // What an evaluation says is filled in when it runs: batch, threads, the conditioning, its own input and output. A ChannelNorm
-    // without conditioning has a negative `at`. Only a PatchConv may read the input where it has copies.
+    // without conditioning has a negative `at`. Only a PatchConv or a Resample may read the input where it has copies.
     void add(const Step& step) { steps_.push_back(step); }
 
     // The steps added since the last call are a segment.

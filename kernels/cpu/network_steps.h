@@ -81,7 +81,8 @@ struct RowBias {
     int64_t features;  // K
 };
 
-// Squares of 2x2 averaged, or each position doubled both ways, of silu((x - mean) gain + offset) or, without these, of x.
+// Squares of 2x2 averaged, or each position doubled both ways, of silu((x - mean) gain + offset) or, without these, of x. Filtered:
+// the average, or the doubling with zeros, weighs its neighbours by [1, 3, 3, 1] both ways, and there are zeros around the map.
 struct Resample {
     const float* x;  // [B, H, W, C]
     const float* mean;
@@ -94,6 +95,7 @@ struct Resample {
     int64_t channels;
     bool silu;
     bool up;
+    bool filtered;
     int threads;
 };
 

@@ -136,11 +136,63 @@ struct Activation {
     }
 };
 
+// A line of the halved map: four lines of x weighed by 1/8, 3/8, 3/8, 1/8, and then four columns of that.
+void filter_down(const Resample& step, const Activation& activation, int64_t image, int64_t line) {
+    const int64_t width = step.width, to = (image * (step.height / 2) + line) * (width / 2);
+    const Lanes zero = all_lanes(0.0f), inner = all_lanes(0.375f), outer = all_lanes(0.125f);
+    const auto column = [&](int64_t x) FASTCOND_INLINE_LAMBDA {
+        Lanes sum = zero;
+        for (int64_t tap = 0; tap < 4; ++tap) {
+            const int64_t row = 2 * line - 1 + tap;
+            if (row < 0 || row >= step.height || x >= width) continue;
+            sum = fused(activation.at((image * step.height + row) * width + x), tap == 1 || tap == 2 ? inner : outer, sum);
+        }
+        return sum;
+    };
+    Lanes left = zero, first = column(0);
+    for (int64_t x = 0; x + 1 < width; x += 2) {
+        const Lanes second = column(x + 1), right = column(x + 2);
+        activation.put(to + x / 2, fused(left + right, outer, (first + second) * inner));
+        left = second;
+        first = right;
+    }
+}
+
+// Two lines of the doubled map, each 3/4 of this line of x and 1/4 of the one above or below, and the same with columns.
+void filter_up(const Resample& step, const Activation& activation, int64_t image, int64_t line) {
+    const int64_t width = step.width, from = (image * step.height + line) * width, to = 4 * from;
+    const Lanes zero = all_lanes(0.0f), near = all_lanes(0.75f), far = all_lanes(0.25f);
+    struct Column {
+        Lanes row[2];
+    };
+    const auto column = [&](int64_t x) FASTCOND_INLINE_LAMBDA {
+        Column both{{zero, zero}};
+        if (x >= width) return both;
+        const Lanes here = activation.at(from + x) * near;
+        both.row[0] = line > 0 ? fused(activation.at(from - width + x), far, here) : here;
+        both.row[1] = line + 1 < step.height ? fused(activation.at(from + width + x), far, here) : here;
+        return both;
+    };
+    Column left{{zero, zero}}, here = column(0);
+    for (int64_t x = 0; x < width; ++x) {
+        const Column right = column(x + 1);
+        for (int64_t row = 0; row < 2; ++row) {
+            const Lanes mine = here.row[row] * near;
+            activation.put(to + 2 * row * width + 2 * x, fused(left.row[row], far, mine));
+            activation.put(to + 2 * row * width + 2 * x + 1, fused(right.row[row], far, mine));
+        }
+        left = here;
+        here = right;
+    }
+}
+
 void resample_line(const Resample& step, int64_t image, int64_t line) {
     const int64_t width = step.width;
     for (int64_t channel = 0; channel < step.channels; channel += lanes) {
         const Activation activation(step, image, channel);
-        if (step.up) {
+        if (step.filtered) {
+            step.up ? filter_up(step, activation, image, line) : filter_down(step, activation, image, line);
+        } else if (step.up) {
             const int64_t from = (image * step.height + line) * width, to = (image * step.height + line) * 4 * width;
             for (int64_t x = 0; x < width; ++x) {
                 const Lanes value = activation.at(from + x);

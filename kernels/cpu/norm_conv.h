@@ -34,6 +34,7 @@ struct NormConv {
     const float* second = nullptr;  // [B, H, W, C - first_channels]; null: x has all channels
     int64_t first_channels = 0;
     bool upsampled = false;  // x is [B, H / 2, W / 2, C], each position of which stands for four; `packed` is of four filters then
+    float scale = 1.0f;      // of y, the residual with it
 };
 
 void norm_conv(const NormConv& call);

@@ -24,7 +24,7 @@ struct Phase {
     }
 };
 
-FASTCOND_INLINE int64_t scale_of(const NormConv& call) { return call.upsampled ? 2 : 1; }
+FASTCOND_INLINE int64_t times_of(const NormConv& call) { return call.upsampled ? 2 : 1; }
 FASTCOND_INLINE int64_t phases_of(const NormConv& call) { return call.upsampled ? 4 : 1; }
 FASTCOND_INLINE int64_t products_of(const NormConv& call) { return call.upsampled ? (inputs - 1) * (inputs - 1) : products; }
 
@@ -118,8 +118,8 @@ void transform_chunk(const NormConv& call, const Block& block, int64_t chunk, fl
 
 // The position of y, of all the batch's, of a position of the map.
 FASTCOND_INLINE int64_t place_of(const NormConv& call, int64_t image, const Phase& phase, int64_t row, int64_t column) {
-    const int64_t scale = scale_of(call);
-    return ((image * call.height + row) * scale + phase.row) * call.width * scale + column * scale + phase.column;
+    const int64_t times = times_of(call);
+    return ((image * call.height + row) * times + phase.row) * call.width * times + column * times + phase.column;
 }
 
 // Sixteen features from `feature` of a phase of a block's outputs. `partial` is [B, parts, phases, 2, K], not used where an image
@@ -128,7 +128,7 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
                      const float* m, float* partial) {
     const int64_t K = call.features, features = smaller(lanes, K - feature), place = m_place(block.tiles());
     const bool wanted = call.y_mean, whole = blocks.parts() * phases_of(call) == 1;
-    const int64_t scale = scale_of(call);
+    const int64_t times = times_of(call);
     for (int64_t image = block.image; image < block.image + block.images; ++image) {
         const float* bias_row = call.bias ? call.bias + image * call.bias_stride + feature : nullptr;
         const Lanes bias = bias_row ? load_lanes(bias_row, features) : all_lanes(0.0f);
@@ -138,8 +138,9 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
             for (int64_t c = 0; c < block.columns; ++c, m += panel) {
                 const int64_t top = (block.row + r) * outputs, left = (block.column + c) * outputs;
                 const int64_t at = place_of(call, image, phase, top, left) * K + feature;
-                const Target to{call.y + at, call.residual ? call.residual + at : nullptr, scale * scale * call.width * K, scale * K,
-                                smaller(outputs, call.height - top), smaller(outputs, call.width - left), features};
+                const Target to{call.y + at, call.residual ? call.residual + at : nullptr, times * times * call.width * K, times * K,
+                                smaller(outputs, call.height - top), smaller(outputs, call.width - left), features,
+                                call.scale};
                 Lanes y[outputs][outputs];
                 if (to.rows == outputs && to.columns == outputs && features == lanes) {
                     finish_tile<false>(m, place, bias, to, y);
@@ -151,7 +152,7 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
                 seen += to.rows * to.columns;
             }
         if (wanted) {
-            const int64_t part = (image * blocks.parts() + block.part) * phases_of(call) + phase.row * scale + phase.column;
+            const int64_t part = (image * blocks.parts() + block.part) * phases_of(call) + phase.row * times + phase.column;
             float* of_part = partial + part * 2 * K + feature;
             store_lanes(whole ? call.y_mean + image * K + feature : of_part, all.mean, features);
             store_lanes(whole ? call.y_m2 + image * K + feature : of_part + K, all.m2, features);

@@ -178,11 +178,13 @@ struct Target {
     int64_t row, column;    // floats from a position to the one below, and to the next
     int64_t rows, columns;  // of the tile inside the image
     int64_t features;       // of sixteen
+    float scale;            // of the sum
 };
 
-// A^T m A + bias + residual of sixteen features. `edge`: the tile reaches over the image's edge, or there are fewer features.
+// (A^T m A + bias + residual) scale of sixteen features. `edge`: the tile reaches over the image's edge, or there are fewer features.
 template <bool edge>
 FASTCOND_INLINE void finish_tile(const float* m, int64_t place, const Lanes& bias, const Target& to, Lanes (&y)[outputs][outputs]) {
+    const Lanes scale = all_lanes(to.scale);
     Lanes half[outputs][inputs], in[inputs], out[outputs];
 #pragma GCC unroll 6
     for (int j = 0; j < inputs; ++j) {
@@ -200,9 +202,11 @@ FASTCOND_INLINE void finish_tile(const float* m, int64_t place, const Lanes& bia
             const int64_t at = i * to.row + j * to.column;
             if (edge && to.features < lanes) {
                 if (to.residual) y[i][j] = y[i][j] + load_lanes(to.residual + at, to.features);
+                y[i][j] = y[i][j] * scale;
                 store_lanes(to.y + at, y[i][j], to.features);
             } else {
                 if (to.residual) y[i][j] = y[i][j] + load_lanes(to.residual + at);
+                y[i][j] = y[i][j] * scale;
                 store_lanes(to.y + at, y[i][j]);
             }
         }

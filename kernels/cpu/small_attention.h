@@ -26,6 +26,7 @@ struct SmallAttention {
     int64_t heads;     // a divisor of C
     int threads;
     int64_t out_bias_stride = 0;
+    float scale = 1.0f;  // of y, the residual with it
 };
 
 void small_attention(const SmallAttention& call);

@@ -151,6 +151,7 @@ void project(const SmallAttention& call, const Sizes& s, int64_t image, int64_t 
                 const int64_t at = (image * s.tokens + of * panel + row) * C + feature;
                 Lanes y = load_lanes(result + row * panel + column) + bias;
                 if (call.residual) y = y + (count == lanes ? load_lanes(call.residual + at) : load_lanes(call.residual + at, count));
+                y = y * all_lanes(call.scale);
                 if (count == lanes) store_lanes(call.y + at, y);
                 else store_lanes(call.y + at, y, count);
             }

@@ -16,7 +16,7 @@ from fastcond.engine.sampling_step import SamplingStep
 from fastcond.engine.torch_operations import TorchOperations
 from tests.support.capture_linter import CaptureViolation, lint_capture
 from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
-from tests.support.networks import small_unet
+from tests.support.networks import SKIP_BLOCKS, small_unet
 
 SCHEDULE = NoiseSchedule.linear(1000)
 TABLES = {
@@ -57,6 +57,11 @@ def test_a_step_of_every_network_can_be_captured(conditioning: str, mlp: bool) -
     for resample in ("conv", "resnet"):
         step = sampling_step(TABLES["ddpm"], conditioning=conditioning, class_embedding_mlp=mlp, resample=resample)
         lint_capture(lambda step=step: step(True), step.static_tensors)
+
+
+def test_a_step_of_skip_blocks_can_be_captured() -> None:
+    step = sampling_step(TABLES["ddpm"], **SKIP_BLOCKS)
+    lint_capture(lambda: step(True), step.static_tensors)
 
 
 def test_a_whole_run_can_be_captured() -> None:

@@ -19,7 +19,7 @@ from fastcond.engine import generate
 from fastcond.engine.compile import CompiledUNet, choose_dtype
 from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.nn import ConditionalUNet
-from tests.support.networks import perturb, small_unet
+from tests.support.networks import SKIP_BLOCKS, perturb, small_unet
 from tests.tolerances import assert_network_close, assert_parity
 
 BATCHES = (16, 17, 20, 24, 31, 32, 48, 63, 100, 256)  # tests/test_compile.py says why from 16 on
@@ -61,6 +61,13 @@ def test_it_is_the_model(conditioning: str, resample: str) -> None:
     ours, _ = outputs(model, network, 5)
     assert model.training, "and the model is left as it was"
     assert_network_close(ours, outputs(model.eval(), network, 5)[1])
+
+
+@pytest.mark.parametrize("conditioning", ["adagn", "scale_shift", "bias"])
+def test_it_is_the_model_of_skip_blocks(conditioning: str) -> None:
+    model = small_unet(**{**SKIP_BLOCKS, "conditioning": conditioning}).eval()
+    ours, expected = outputs(model, CompiledUNet(model, torch.float32, compiled=False), 5)
+    assert_network_close(ours, expected)
 
 
 def test_bfloat16_loses_no_more_than_autocast() -> None:

@@ -13,7 +13,7 @@ from fastcond.engine.conditioning_table import ConditioningTable
 from fastcond.engine.frozen_unet import FrozenUNet
 from tests.support.frozen_networks import assert_equals_the_model, inputs
 from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
-from tests.support.networks import small_unet
+from tests.support.networks import SKIP_BLOCKS, small_unet
 from tests.tolerances import FP64_NETWORK, assert_network_close
 
 
@@ -48,6 +48,28 @@ def test_every_conditioning_and_resampling(conditioning: str, resample: str, cha
 def test_every_shape_of_network(changes: dict[str, Any]) -> None:
     model = small_unet(**changes).eval()
     assert_equals_the_model(model, *inputs(model))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"conditioning": "scale_shift", "image_size": (12, 20), "mid_block_scale_factor": 2**0.5},
+        {"conditioning": "adagn", "layers_per_block": 3},
+        {"image_size": (2, 6), "center_input": True},
+        {
+            "down_block_types": ("SkipDownBlock2D",) * 2,
+            "up_block_types": ("SkipUpBlock2D",) * 2,
+            "block_out_channels": (24, 40),
+            "mid_attention": False,
+        },
+    ],
+    ids=str,
+)
+def test_skip_blocks(changes: dict[str, Any]) -> None:
+    model = small_unet(**{**SKIP_BLOCKS, **changes}).eval()
+    for size in (None, (4, 2), (2, 6)):
+        assert_equals_the_model(model, *inputs(model, size=size))
 
 
 def test_other_sizes_than_the_config_s() -> None:

@@ -23,9 +23,9 @@ from tests.support.capture_linter import CaptureViolation, lint_capture
 from tests.support.graph_double import OperationRecorder
 from tests.support.graphed import draw, graphed
 from tests.support.kernels import kernel  # noqa: F401  (runs every test behind each CPU kernel)
-from tests.support.networks import small_unet
+from tests.support.networks import SKIP_BLOCKS, small_unet
 from tests.support.schedulers import table_of
-from tests.tolerances import BF16_MEAN_LEVELS
+from tests.tolerances import BF16_MEAN_LEVELS, GRAY_LEVELS
 
 
 class LintingRecorder(OperationRecorder):
@@ -64,6 +64,13 @@ def test_what_is_recorded_of_every_network(conditioning: str, resample: str) -> 
     recorder = LintingRecorder()
     draw(small_unet(conditioning=conditioning, resample=resample), [0, 1], recorder=recorder)
     assert recorder.recordings == 1
+
+
+def test_what_is_recorded_of_skip_blocks() -> None:
+    model, recorder = small_unet(**SKIP_BLOCKS).eval(), LintingRecorder()
+    images = draw(model, [0, 1], recorder=recorder)
+    assert recorder.recordings == 1
+    assert np.abs(images.astype(int) - draw(model, [0, 1]).astype(int)).max() <= GRAY_LEVELS
 
 
 def test_what_is_recorded_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

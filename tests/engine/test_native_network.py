@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from fastcond.engine.frozen_unet import FrozenUNet
 from tests.support.frozen_networks import assert_equals_the_model, inputs
 from tests.support.kernels import instruction_set, needs_native  # noqa: F401  (a fixture)
-from tests.support.networks import small_unet
+from tests.support.networks import SKIP_BLOCKS, small_unet
 
 pytestmark = needs_native
 
@@ -28,8 +29,15 @@ def test_on_every_instruction_set(instruction_set: str) -> None:  # noqa: F811
         assert_equals_the_model(model, *inputs(model))
 
 
-def test_an_image_s_bits_depend_on_neither_batch_nor_threads(threads: None) -> None:
-    model = small_unet(block_out_channels=(32, 64), image_size=(16, 16)).eval()
+def test_skip_blocks_on_every_instruction_set(instruction_set: str) -> None:  # noqa: F811
+    for changes in ({}, {"conditioning": "scale_shift", "image_size": (4, 12), "mid_block_scale_factor": 2**0.5}):
+        model = small_unet(**{**SKIP_BLOCKS, **changes}).eval()
+        assert_equals_the_model(model, *inputs(model))
+
+
+@pytest.mark.parametrize("changes", [{}, SKIP_BLOCKS], ids=["plain", "skip blocks"])
+def test_an_image_s_bits_depend_on_neither_batch_nor_threads(threads: None, changes: dict[str, Any]) -> None:
+    model = small_unet(**{**changes, "block_out_channels": (32, 64), "image_size": (16, 16)}).eval()
     network, (x_t, slots) = FrozenUNet(model).native_network(16, 16), inputs(model, batch=9)
     columns = torch.randn(4, sum(site.width for site in FrozenUNet(model).walk.sites))
     torch.set_num_threads(1)
@@ -51,9 +59,10 @@ def test_parts_of_a_batch_are_the_batch() -> None:
         assert torch.equal(frozen(x_t, 3, label), whole)
 
 
-def test_copies_are_computed_alike() -> None:
+@pytest.mark.parametrize("changes", [{}, SKIP_BLOCKS], ids=["plain", "skip blocks"])
+def test_copies_are_computed_alike(changes: dict[str, Any]) -> None:
     """What no condition enters runs once for both halves of a guided batch."""
-    model = small_unet().eval()
+    model = small_unet(**changes).eval()
     x_t, _ = inputs(model)
     denoiser = FrozenUNet(model).denoiser(torch.tensor([7]), torch.tensor([0, 1, 2, 3, 3, 3]))
     both, row = torch.cat([x_t, x_t]), torch.tensor([0])
@@ -61,9 +70,10 @@ def test_copies_are_computed_alike() -> None:
     assert torch.equal(denoiser(x_t, row), denoiser(both, row)[:3])
 
 
-def test_all_that_is_read_of_the_memory_was_written() -> None:
+@pytest.mark.parametrize("changes", [{}, SKIP_BLOCKS], ids=["plain", "skip blocks"])
+def test_all_that_is_read_of_the_memory_was_written(changes: dict[str, Any]) -> None:
     """It is poisoned between two evaluations."""
-    model = small_unet(layers_per_block=2).eval()
+    model = small_unet(**{**changes, "layers_per_block": 2}).eval()
     frozen = FrozenUNet(model)
     x_t, label = inputs(model)
     first = frozen(x_t, 3, label)

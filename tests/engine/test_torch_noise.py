@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcond.engine import generate, to_uint8
+from fastcond.engine import generate, generate_batches, to_uint8
 from fastcond.engine.composed_step import composed_step
 from fastcond.engine.torch_noise import TorchNoise
 from fastcond.nn import ConditionalUNet
@@ -85,6 +85,20 @@ def test_a_list_of_generators_does_not_depend_on_the_batch() -> None:
     assert np.abs(images(3, own()).astype(int) - images(2, own()).astype(int)).max() <= GRAY_LEVELS
     assert np.array_equal(images(3, torch.Generator().manual_seed(1)), images(3, "torch"))
     assert not np.array_equal(images(2, "torch"), images(3, "torch")), "one generator draws a batch at a time"
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun"])
+def test_a_later_start_leaves_the_other_batches_as_they_are(sampler: str) -> None:
+    """What one generator drew for the batches before is drawn again, without their network."""
+    model, labels = small_unet().eval(), [0, 1, 2, 0, 1]
+    settings: dict[str, Any] = {"sampler": sampler, "steps": 4, "batch_size": 2, "seed": 5, "rng": "torch"}
+    whole = generate(model, labels, **settings)
+    for start in (2, 4):
+        later = np.concatenate(list(generate_batches(model, labels, start=start, **settings)))
+        assert np.array_equal(later, whole[start:])
+    assert not list(generate_batches(model, labels, start=5, **settings))
+    with pytest.raises(ValueError, match=r"start is 3, within a batch of 2, whose noise one torch\.Generator draws"):
+        generate_batches(model, labels, start=3, **settings)
 
 
 def test_noise_is_drawn_in_the_networks_dtype() -> None:

@@ -15,7 +15,7 @@ from fastcond.interop.exporting import _Example, export_step
 from fastcond.interop.step_program import StepProgram, _ada_group_norm
 from fastcond.nn import ConditionalUNet
 from fastcond.ops.ada_group_norm import reference
-from tests.support.networks import small_unet
+from tests.support.networks import SKIP_BLOCKS, small_unet
 from tests.tolerances import assert_within_floor
 
 LINEAR = NoiseSchedule.linear(1000)
@@ -30,6 +30,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "no classes": {"class_embedding": "none", "has_null_label": False, "conditioning": "scale_shift"},
     "labels as timesteps": {"class_embedding": "timestep", "has_null_label": False, "conditioning": "bias"},
     "centred input": {"center_input": True, "conditioning": "bias"},
+    "skip blocks": SKIP_BLOCKS,
 }
 
 

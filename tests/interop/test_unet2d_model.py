@@ -71,6 +71,37 @@ QUIRKS: dict[str, dict[str, Any]] = {
 LEVELS = ["d", "a", "da", "ad", "dr", "ra", "aa", "rr", "dAr", "rad", "dRa", "daar"]
 
 
+_SKIP = {"s": "Skip", "S": "AttnSkip"}
+_IMAGES: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "sample_size": 16, "layers_per_block": 1}
+# (levels going down, levels going up, finest first both, what else): s is a Skip block, S one with attention.
+SKIPS: list[tuple[str, str, dict[str, Any]]] = [
+    ("ss", "ss", {}),
+    ("SS", "SS", {"norm_num_groups": None, "norm_eps": 1e-6}),
+    ("ssSs", "ssSs", {"norm_num_groups": None, "time_embedding_type": "fourier", "mid_block_scale_factor": 2**0.5}),
+    ("sS", "Ss", {"center_input_sample": True, "time_embedding_type": "fourier", "attention_head_dim": None}),
+    ("sd", "sd", {"sample_size": (8, 16), "downsample_padding": 0}),
+    ("Sar", "sda", {"sample_size": (32, 16), "layers_per_block": 2, "upsample_type": "resnet"}),
+    ("srd", "sSs", {"sample_size": (8, 24), "dropout": 0.2, "act_fn": "swish"}),
+    ("dda", "ssS", {"in_channels": 4, "sample_size": 12}),
+    ("sSs", "rad", {"out_channels": 6, "attn_norm_num_groups": 4}),
+    ("sssss", "SSsss", {"layers_per_block": 1, "sample_size": (16, 32)}),
+    ("dS", "sd", {"in_channels": 1, "out_channels": 1, "layers_per_block": 3}),
+    ("ads", "Sda", {"in_channels": 4, "out_channels": 8}),
+    ("s", "s", {"in_channels": 1, "out_channels": 1, "sample_size": (7, 5)}),
+    ("S", "S", {"in_channels": 4, "out_channels": 4, "sample_size": 5, "mid_block_type": None}),
+    ("S", "d", {"class_embed_type": "timestep", "sample_size": 6}),
+    ("dd", "ss", {"in_channels": 1, "add_attention": False, "class_embed_type": "identity"}),
+]
+
+
+def skip_blocks(down: str, up: str) -> dict[str, Any]:
+    """Levels by letter, finest first, as in SKIPS."""
+    names = [_SKIP.get(letter, "") + "DownBlock2D" if letter in _SKIP else _DOWN[letter] for letter in down]
+    up_names = [_SKIP.get(letter, "") + "UpBlock2D" if letter in _SKIP else _UP[letter] for letter in up]
+    channels = tuple(32 * (1 + level % 2) for level in range(len(down)))
+    return {"down_block_types": tuple(names), "up_block_types": tuple(up_names[::-1]), "block_out_channels": channels}
+
+
 def configs() -> dict[str, dict[str, Any]]:
     """By name, arguments of UNet2DModel: its quirks one by one, and block types by depth, channels, size and conditioning."""
     found = {name: {**SMALL, "num_class_embeds": None, **change} for name, change in QUIRKS.items()}
@@ -90,6 +121,10 @@ def configs() -> dict[str, dict[str, Any]]:
                     "attention_head_dim": (8, 4, None)[i % 3],
                 }
                 found[name] = {**SMALL, **blocks(levels), **shape, **extra}
+    for i, (down, up, change) in enumerate(SKIPS):
+        for j, scale_shift in enumerate(("default", "scale_shift")):
+            classes = {"num_class_embeds": (5, None)[(i + j) % 2], "resnet_time_scale_shift": scale_shift}
+            found[f"{down} {up} {scale_shift}"] = {**SMALL, **skip_blocks(down, up), **_IMAGES, **classes, **change}
     return found
 
 
@@ -112,7 +147,7 @@ def inputs(model: ConditionalUNet) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(CONFIGS) >= 60
+    assert len(CONFIGS) >= 98
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -124,8 +159,10 @@ def test_output_weights_and_config(name: str) -> None:
     x_t, timestep, label = inputs(model)
     with torch.no_grad():
         labels = {} if model.config.class_embedding == "none" else {"class_labels": label}
-        # Their sinusoid of a label is float32 whatever the network is, so that one cannot run in float64.
-        wide = torch.float32 if model.config.class_embedding == "timestep" else torch.float64
+        # Their sinusoid of a label is float32 whatever the network is, so that one cannot run in float64. Fourier features are of
+        # hundreds of radians, which float32 rounds by 3e-5: a network that amplifies it is another one in float64.
+        in_float32 = model.config.class_embedding == "timestep" or model.config.time_embedding == "fourier"
+        wide = torch.float32 if in_float32 else torch.float64
         wide_labels = {key: value.to(wide) if value.is_floating_point() else value for key, value in labels.items()}
         expected = network.to(wide)(x_t.to(wide), timestep, **wide_labels).sample
         assert_network_close(model(x_t, timestep, label), expected)
@@ -148,7 +185,8 @@ def test_output_weights_and_config(name: str) -> None:
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift is 'spatial'"),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type is 'UNetMidBlock2DCrossAttn'"),
         ({"class_embed_type": "projection"}, "class_embed_type is 'projection'"),
-        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types is 'SkipDownBlock2D'"),
+        ({"down_block_types": ["KDownBlock2D", "DownBlock2D"]}, "down_block_types is 'KDownBlock2D', which fastcond has no"),
+        ({"norm_num_groups": None}, "norm_num_groups is None, which only Skip blocks allow; give a number"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types has 1 entries for 2 levels"),
         ({"_class_name": "UNet3DModel"}, "_class_name is 'UNet3DModel'; a config of UNet2DModel is needed"),
         ({"block_out_channels": 64}, "block_out_channels in config.json is 64, a value of another type"),

@@ -20,6 +20,15 @@ SMALL: dict[str, Any] = {
     "norm_num_groups": 4,
 }
 
+# Changes that make it one of Skip blocks, with attention both ways.
+SKIP_BLOCKS: dict[str, Any] = {
+    "block_out_channels": (32, 64),
+    "norm_num_groups": None,
+    "conditioning": "bias",
+    "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+    "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+}
+
 
 def small_config(**changes: Any) -> UNetConfig:
     return UNetConfig(**{**SMALL, **changes})
