@@ -33,7 +33,9 @@ FASTCOND_INLINE Several<n> scaled_power(const Several<n>& t, float k) {
     for (int i = 1; i < 5; ++i) p = fused(p, f, all_lanes(k * others[i]));
     return several<n>([&](int j) FASTCOND_INLINE_LAMBDA -> Lanes {
 #if defined(__AVX512F__)
-        return {{_mm512_maskz_scalef_ps(0xFFFF, p.of[j].part[0], t.of[j].part[0])}};
+        // Rounded towards 0, what is too large is the largest float32, so that `reciprocal` meets no infinity.
+        return {{_mm512_maskz_scalef_round_ps(0xFFFF, p.of[j].part[0], t.of[j].part[0],
+                                              _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)}};
 #else
         return p.of[j] * power_of_two(shifted.of[j]);
 #endif
@@ -49,7 +51,7 @@ FASTCOND_INLINE FloatRegister near_reciprocal(FloatRegister x) { return _mm256_r
 #endif
 
 // 1 / x within a rounding or two: an approximation, and a step of Newton's, which from AVX2's 12 bits takes the next order in.
-// An infinite x has the approximation 0 and the error 1 - infinity 0, which is NaN: as -1 it leaves the 0.
+// There an infinite x has the approximation 0 and the error 1 - infinity 0, which is NaN: as -1 it leaves the 0.
 template <int n>
 FASTCOND_INLINE Several<n> reciprocal(const Several<n>& x) {
     const Lanes one = all_lanes(1.0f);
@@ -60,12 +62,12 @@ FASTCOND_INLINE Several<n> reciprocal(const Several<n>& x) {
         return result;
     });
     const Several<n> found = several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return fused(-x.of[k], near.of[k], one); });
+    if constexpr (registers == 1) return fused(near, found, near);
     const Several<n> error = several<n>([&](int k) FASTCOND_INLINE_LAMBDA {
         Lanes result;
         FASTCOND_EACH_REGISTER(result.part[i] = maximum(found.of[k].part[i], (-one).part[i]))
         return result;
     });
-    if constexpr (registers == 1) return fused(near, error, near);
     return fused(near, fused(error, error, error), near);
 #else
     return several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return one / x.of[k]; });

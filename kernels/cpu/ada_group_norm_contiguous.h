@@ -78,17 +78,17 @@ struct Unit {
 
 constexpr int64_t elements_of_forward = 4096, elements_of_backward = 2048;
 
-// Sums over i < count of what add(at, sums) adds to several Lanes of sums.
+// Sums over i < count of what add(at, sums) adds to several Lanes of sums: sixteen of them, whose sum is the sum.
 template <typename Add>
-FASTCOND_INLINE double sum(int64_t count, Add add) {
+FASTCOND_INLINE Doubles sums(int64_t count, Add add) {
     constexpr int chains = registers < 8 ? 8 / registers : 1;  // an addition takes longer than the loads that feed it
-    double total = 0.0;
+    Doubles total = all_doubles(0.0);
     int64_t i = 0;
     while (i + chains * lanes <= count) {
-        Several<chains> sums = several<chains>([](int) FASTCOND_INLINE_LAMBDA { return all_lanes(0.0f); });
+        Several<chains> here = several<chains>([](int) FASTCOND_INLINE_LAMBDA { return all_lanes(0.0f); });
         const int64_t stop = smaller(count - chains * lanes + 1, i + rows_a_float * chains * lanes);
-        for (; i < stop; i += chains * lanes) sums = add(Whole<chains>{i}, sums);
-        total += sum_of(folded(sums));
+        for (; i < stop; i += chains * lanes) here = add(Whole<chains>{i}, here);
+        total = total + widened(folded(here));
     }
     if (i < count) {
         const Several<1> zero = {{all_lanes(0.0f)}};
@@ -98,7 +98,7 @@ FASTCOND_INLINE double sum(int64_t count, Add add) {
             const Part part{i, count - i};
             rest = rest + part.only(add(part, zero));
         }
-        total += sum_of(rest.of[0]);
+        total = total + widened(rest.of[0]);
     }
     return total;
 }
@@ -107,6 +107,8 @@ FASTCOND_INLINE double sum(int64_t count, Add add) {
 template <typename Run>
 FASTCOND_INLINE void for_each_lanes(int64_t count, Run run) {
     int64_t i = 0;
+    if constexpr (registers == 1)  // of thirty-two registers twice as many are to spare
+        for (; i + 2 * in_step * lanes <= count; i += 2 * in_step * lanes) run(Whole<2 * in_step>{i});
     for (; i + in_step * lanes <= count; i += in_step * lanes) run(Whole<in_step>{i});
     if constexpr (in_step > 1)
         for (; i + lanes <= count; i += lanes) run(Whole<1>{i});
@@ -121,24 +123,25 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
     T* y = static_cast<T*>(forward.y) + start;
     Mean mean[most_groups];
     float rstd[most_groups];
+    Doubles total[most_groups];  // added up last, of all groups one after another: none waits for another
     for (int64_t g = 0; g < unit.groups; ++g) {
         const T* from = x + g * count;
         // Distances to one element: a constant group is exactly 0, and large means cost no digits.
-        const float pivot = load(from[0]);
-        const Lanes pivots = all_lanes(pivot);
-        const double distance =
-            sum(count, [=](auto at, const auto& sums) FASTCOND_INLINE_LAMBDA { return sums + (at(from) - pivots); });
-        mean[g] = mean_of(pivot, float(distance / double(count)));
+        const Lanes pivots = all_lanes(load(from[0]));
+        total[g] = sums(count, [=](auto at, const auto& sums) FASTCOND_INLINE_LAMBDA { return sums + (at(from) - pivots); });
     }
+    for (int64_t g = 0; g < unit.groups; ++g)
+        mean[g] = mean_of(load(x[g * count]), float(sum_of(total[g]) / double(count)));
     for (int64_t g = 0; g < unit.groups; ++g) {
         const T* from = x + g * count;
         const Lanes means = all_lanes(mean[g].rounded);
-        const double squares = sum(count, [=](auto at, const auto& sums) FASTCOND_INLINE_LAMBDA {
+        total[g] = sums(count, [=](auto at, const auto& sums) FASTCOND_INLINE_LAMBDA {
             const auto d = at(from) - means;
             return fused(d, d, sums);
         });
-        rstd[g] = reciprocal_root(about_mean(squares, mean[g], double(count)), double(count), forward.eps);
     }
+    for (int64_t g = 0; g < unit.groups; ++g)
+        rstd[g] = reciprocal_root(about_mean(sum_of(total[g]), mean[g], double(count)), double(count), forward.eps);
     thread_local Scratch<float> memory;
     Channels channels(unit.image, unit.first * unit.width, unit.groups * unit.width, memory);
     for (int64_t g = 0; g < unit.groups; ++g) {
@@ -162,16 +165,17 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
     }
 }
 
-// Sums over a channel of du (x - mean) and of du.
+// Sums over a channel of du (x - mean) and of du, sixteen of each.
 struct ChannelSums {
-    double of_distance, of_du;
+    Doubles of_distance, of_du;
 };
+
+constexpr int64_t channels_in_turn = 8;
 
 // Stores du of one channel too. `next` is the distance to what the next unit will read.
 template <bool silu_on, typename T>
-FASTCOND_INLINE ChannelSums reduce_channel(const T* x, const T* dy, float* du, int64_t positions, int64_t next, const Lanes& mean,
-                                           const Lanes& slope, const Lanes& offset) {
-    ChannelSums total = {0.0, 0.0};
+FASTCOND_INLINE void reduce_channel(const T* x, const T* dy, float* du, int64_t positions, int64_t next, const Lanes& mean,
+                                    const Lanes& slope, const Lanes& offset, ChannelSums& total) {
     for (int64_t begin = 0; begin < positions; begin += rows_a_float * lanes) {
         Lanes of_distance = all_lanes(0.0f), of_du = of_distance;
         const T *from = x + begin, *upstream = dy + begin;
@@ -184,18 +188,19 @@ FASTCOND_INLINE ChannelSums reduce_channel(const T* x, const T* dy, float* du, i
             const auto d = at(from) - mean;
             const auto here = at.only(through_activation<silu_on>(at(upstream), fused(d, slope, offset)));
             at.put(to, here);
-            of_distance = of_distance + folded(here * d);
-            of_du = of_du + folded(here);
+            of_distance = dot(here, d, of_distance);
+            of_du = sum(here, of_du);
         });
-        total.of_distance += sum_of(of_distance);
-        total.of_du += sum_of(of_du);
+        const Doubles zero = all_doubles(0.0);
+        total.of_distance = (begin ? total.of_distance : zero) + widened(of_distance);
+        total.of_du = (begin ? total.of_du : zero) + widened(of_du);
     }
-    return total;
 }
 
 template <typename T, bool silu_on>
 void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, int64_t index) {
     thread_local Scratch<float> memory, numbers;
+    thread_local Scratch<double> sums;
     const Unit unit(call, elements_of_backward, index);
     const int64_t P = unit.positions, count = unit.count, first_group = unit.image * call.groups + unit.first;
     const T* x = static_cast<const T*>(call.x) + first_group * count;
@@ -211,20 +216,31 @@ void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& b
     set_lines<silu_on>(call, channels);
     float* A = backward.A + unit.image * call.channels + channels.first;
     float* B = backward.B + unit.image * call.channels + channels.first;
+    double* of_xh = sums.take(2 * channels.count);
+    double* of_du = of_xh + channels.count;
+    for (int64_t first = 0; first < channels.count; first += channels_in_turn) {
+        // Added up last, of all channels one after another: none waits for another.
+        ChannelSums total[channels_in_turn];
+        const int64_t end = smaller(first + channels_in_turn, channels.count);
+        for (int64_t c = first; c < end; ++c)
+            reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, P, unit.groups * count, all_lanes(channels.mean[c]),
+                                    all_lanes(channels.slope[c]), all_lanes(channels.offset[c]), total[c - first]);
+        for (int64_t c = first; c < end; ++c) {
+            of_du[c] = sum_of(total[c - first].of_du);
+            of_xh[c] = sum_of(total[c - first].of_distance);
+        }
+    }
     GradientOfGroup gradient[most_groups];
     for (int64_t g = 0; g < unit.groups; ++g) {
         const Mean mean = kept_mean(call, backward.mean, first_group + g);
         const float rstd = backward.rstd[first_group + g];
         double sum_A = 0.0, sum_B = 0.0;
         for (int64_t c = g * unit.width; c < (g + 1) * unit.width; ++c) {
-            const ChannelSums sums =
-                reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, P, unit.groups * count, all_lanes(mean.rounded),
-                                        all_lanes(channels.slope[c]), all_lanes(channels.offset[c]));
-            const double of_xh = double(rstd) * (sums.of_distance - double(mean.left_out) * sums.of_du);
-            A[c] = float(of_xh);
-            B[c] = float(sums.of_du);
-            sum_A += double(channels.gain[c]) * of_xh;
-            sum_B += double(channels.gain[c]) * sums.of_du;
+            of_xh[c] = double(rstd) * (of_xh[c] - double(mean.left_out) * of_du[c]);
+            A[c] = float(of_xh[c]);
+            B[c] = float(of_du[c]);
+            sum_A += double(channels.gain[c]) * of_xh[c];
+            sum_B += double(channels.gain[c]) * of_du[c];
         }
         gradient[g] = gradient_of_group(mean, rstd, sum_A, sum_B, double(count));
     }

@@ -64,8 +64,7 @@ FASTCOND_INLINE Doubles widened(const Lanes& value) {
 }
 
 // The sum of all lanes.
-FASTCOND_INLINE double sum_of(const Lanes& value) {
-    Doubles wide = widened(value);
+FASTCOND_INLINE double sum_of(Doubles wide) {
     for (int half = double_registers / 2; half; half /= 2)
         for (int i = 0; i < half; ++i) wide.part[i] = wide.part[i] + wide.part[i + half];
 #if defined(__AVX512F__)
@@ -83,5 +82,6 @@ FASTCOND_INLINE double sum_of(const Lanes& value) {
     return wide.part[0];
 #endif
 }
+FASTCOND_INLINE double sum_of(const Lanes& value) { return sum_of(widened(value)); }
 
 }  // namespace fastcond::cpu::FASTCOND_ISA

@@ -58,6 +58,18 @@ FASTCOND_INLINE Lanes folded(Several<n> sums) {
     return sums.of[0];
 }
 
+// c + the sum of a's Lanes, and of a's times b's, one after another.
+template <int n>
+FASTCOND_INLINE Lanes sum(const Several<n>& a, Lanes c) {
+    for (int k = 0; k < n; ++k) c = c + a.of[k];
+    return c;
+}
+template <int n>
+FASTCOND_INLINE Lanes dot(const Several<n>& a, const Several<n>& b, Lanes c) {
+    for (int k = 0; k < n; ++k) c = fused(a.of[k], b.of[k], c);
+    return c;
+}
+
 // From memory and to it: n Lanes that are `stride` elements apart.
 template <int n, typename T>
 FASTCOND_INLINE Several<n> load_several(const T* from, int64_t stride) {

@@ -98,3 +98,17 @@ def test_what_was_saved_may_come_back_in_another_layout() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda value: value.clone(), lambda value: value.contiguous()):
         y = ada_group_norm(x, num_groups=3, activation="silu")
     torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], expected)
+
+
+def test_the_default_dtype_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    operands, dy = CASE.operands(), CASE.upstream()
+    for short in (True, False):
+        if not short:
+            monkeypatch.setattr(eager, "is_short", lambda *tensors: False)
+        expected = value_and_gradients(CASE.ours(operands), operands, dy)
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = value_and_gradients(CASE.ours(operands), operands, dy)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -36,25 +36,26 @@ def ada_group_norm(
     """
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; a float tensor [B, C, *] is needed")
-    batch, channels = x.shape[0], x.shape[1]
+    batch, channels = x.shape[:2]
     if num_groups < 1 or channels % num_groups != 0:
         raise ValueError(f"{channels} channels cannot be divided into {num_groups} groups")
     if activation not in (None, "silu"):
         raise ValueError(f"activation is {activation!r}; choose 'silu' or None")
-    scale = _conditioning("scale", scale, batch, channels)
-    shift = _conditioning("shift", shift, batch, channels)
+    of_image, of_channel = (batch, channels), (channels,)
+    if scale is not None and scale.shape != of_image:
+        scale = _conditioning("scale", scale, batch, channels)
+    if shift is not None and shift.shape != of_image:
+        shift = _conditioning("shift", shift, batch, channels)
     for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and value.shape != (channels,):
+        if value is not None and value.shape != of_channel:
             raise ValueError(f"{name} has shape {list(value.shape)}; [{channels}] is needed for x of shape {list(x.shape)}")
     operands, silu = (scale, shift, weight, bias), activation == "silu"
     y = eager.ada_group_norm(x, operands, num_groups, eps, silu)
     return ada_group_norm_forward(x, *operands, num_groups, eps, silu)[0] if y is None else y
 
 
-def _conditioning(name: str, value: Tensor | None, batch: int, channels: int) -> Tensor | None:
+def _conditioning(name: str, value: Tensor, batch: int, channels: int) -> Tensor:
     """`value` as [B, C], without a copy."""
-    if value is None:
-        return None
     found = value.shape
     if value.dim() > 2 and all(size == 1 for size in found[2:]):
         value = value.flatten(1)

@@ -5,6 +5,8 @@ fp64, and all where there is no library, runs the reference; strides other than 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,13 +35,10 @@ def forward(
     if channels_last is None:
         y, mean, rstd = forward(layout.dense(x), scale, shift, weight, bias, num_groups, eps, silu)
         return torch.empty_like(x).copy_(y), mean, rstd
-    mean, rstd = statistics(batch, num_groups)
-    return normalise(x, channels_last, (scale, shift, weight, bias), num_groups, eps, silu, mean, rstd), mean, rstd
-
-
-def statistics(batch: int, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Room for mean [2, B, G] and rstd [B, G]."""
-    return torch.empty((2, batch, num_groups), device="cpu"), torch.empty((batch, num_groups), device="cpu")
+    mean = torch.empty((2, batch, num_groups), dtype=torch.float32, device="cpu")
+    rstd = torch.empty((batch, num_groups), dtype=torch.float32, device="cpu")
+    y = normalise(x, channels_last, (scale, shift, weight, bias), num_groups, eps, silu, (mean.data_ptr(), rstd.data_ptr()))
+    return y, mean, rstd
 
 
 def normalise(
@@ -49,15 +48,13 @@ def normalise(
     num_groups: int,
     eps: float,
     silu: bool,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    statistics: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """y of an x in the one memory format or the other; mean and rstd are written where they are wanted."""
+    """y of an x in the one memory format or the other; mean and rstd are written to their addresses, but to 0."""
     y = torch.empty_like(x)
     operands = tuple(map(_operand, operands))
-    tensors, numbers = _call(x, operands, num_groups, silu, channels_last)
-    kept = (_address(mean), _address(rstd))
-    native.native.ada_group_norm(tensors, numbers, eps, y.data_ptr(), *kept)  # type: ignore[union-attr]
+    call = _call(x, operands, num_groups, silu, channels_last)
+    native.native.ada_group_norm(*call, eps, y.data_ptr(), *statistics)  # type: ignore[union-attr]
     return y
 
 
@@ -85,7 +82,8 @@ def backward(
         wide = backward(dy, layout.dense(x), scale, shift, weight, bias, mean, rstd, num_groups, silu, needed)
         return torch.empty_like(x).copy_(wide[0]) if needed[0] else wide[0], wide[1], wide[2], wide[3], wide[4]
     mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
-    gradients = differentiate(dy, x, channels_last, (scale, shift, weight, bias), mean, rstd, num_groups, silu, needed)
+    statistics = mean.data_ptr(), rstd.data_ptr()
+    gradients = differentiate(dy, x, channels_last, (scale, shift, weight, bias), statistics, num_groups, silu, needed)
     dx, dscale, dshift, dweight, dbias = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return dx, dscale, dshift, dweight, dbias
 
@@ -95,25 +93,24 @@ def differentiate(
     x: Tensor,
     channels_last: bool,
     operands: tuple[Tensor | None, ...],
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: tuple[int, int],
     num_groups: int,
     silu: bool,
-    needed: list[bool],
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of x and of each operand, None where not needed, of an x in the one memory format or the other."""
+    """Gradients of x and of each operand, None where not needed, of an x in the one memory format or the other.
+
+    statistics: the addresses of mean and rstd.
+    """
     dx = torch.empty_like(x)
     if dy.dtype != x.dtype or dy.stride() != x.stride():
         # A gradient may come in the other memory format or in another dtype.
         dy = torch.empty_like(x).copy_(dy)
-    gradients: list[Tensor | None] = [
-        torch.empty(operand.shape, device="cpu") if need and operand is not None else None
-        for operand, need in zip(operands, needed[1:], strict=True)
-    ]
+    gradients = [_room(operand) if need else None for operand, need in zip(operands, needed[1:], strict=True)]
     wide = tuple(map(_operand, operands))
-    tensors, numbers = _call(x, wide, num_groups, silu, channels_last)
-    addresses = (dy.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), list(map(_address, gradients)))
-    native.native.ada_group_norm_backward(tensors, numbers, *addresses)  # type: ignore[union-attr]
+    call = _call(x, wide, num_groups, silu, channels_last)
+    addresses = (dy.data_ptr(), *statistics, dx.data_ptr(), tuple(map(_address, gradients)))
+    native.native.ada_group_norm_backward(*call, *addresses)  # type: ignore[union-attr]
     for i, operand in enumerate(operands):
         gradient = gradients[i]
         if gradient is not None and operand is not None and operand.dtype != torch.float32:
@@ -137,9 +134,18 @@ def _check(
 
 def _operand(value: Tensor | None) -> Tensor | None:
     """float32, channels one after another; a float32 chunk of a larger tensor is taken as it lies."""
-    if value is None or (value.dtype == torch.float32 and value.stride(-1) == 1):
+    if value is None or (value.dtype is torch.float32 and (value.is_contiguous() or value.stride(-1) == 1)):
         return value
     return value.float().contiguous()
+
+
+def _room(operand: Tensor | None) -> Tensor | None:
+    """For the gradient of an operand, float32. (torch.empty takes twice as long to read a shape.)"""
+    if operand is None:
+        return None
+    if operand.dtype is torch.float32:
+        return torch.empty_like(operand, memory_format=torch.contiguous_format)
+    return torch.empty_like(operand, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
 def _address(value: Tensor | None) -> int:
@@ -148,22 +154,22 @@ def _address(value: Tensor | None) -> int:
 
 def _call(
     x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, silu: bool, channels_last: bool
-) -> tuple[list[int], list[int]]:
-    """The two lists that kernels/bindings.cpp's norm_call reads."""
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The two rows of numbers that kernels/bindings.cpp's norm_call reads."""
     scale, shift, weight, bias = operands
-    batch, channels = x.shape[:2]
-    tensors = [x.data_ptr(), _address(scale), _address(shift), _address(weight), _address(bias)]
-    numbers = [
+    shape = x.shape
+    batch, channels = shape[0], shape[1]
+    tensors = (x.data_ptr(), _address(scale), _address(shift), _address(weight), _address(bias))
+    return tensors, (
         0 if scale is None else scale.stride(0),
         0 if shift is None else shift.stride(0),
         batch,
         channels,
         num_groups,
         x.numel() // (batch * channels),
-        int(silu),
+        silu,
         # Without positions channels are neighbours, which is what channels_last is fast at.
-        int(channels_last or x.dim() == 2),
+        channels_last or len(shape) == 2,
         STORED[x.dtype],
         torch.get_num_threads(),
-    ]
-    return tensors, numbers
+    )

@@ -34,9 +34,9 @@ def _keys() -> Any:
 
 
 # What PyTorch's dispatcher goes by: the keys of a dense tensor of the CPU, and of one made in inference mode.
-_KEYS = _keys()
 with torch.inference_mode():
     _INFERENCE_KEYS = _keys()
+_KEYS = (_keys(), _INFERENCE_KEYS)
 
 
 def is_short(x: Tensor, *others: Tensor | None) -> bool:
@@ -52,10 +52,12 @@ def is_short(x: Tensor, *others: Tensor | None) -> bool:
         or torch.autograd.profiler._is_profiler_enabled
     ):
         return False
-    keys, device = torch._C._dispatch_keys(x), x.device
-    if type(x) not in _PLAIN or keys not in (_KEYS, _INFERENCE_KEYS):
+    if type(x) not in _PLAIN or torch._C._dispatch_keys(x) not in _KEYS:
         return False
-    return all(other is None or (type(other) in _PLAIN and other.device == device) for other in others)
+    for other in others:  # noqa: SIM110  (a generator takes longer than all of it)
+        if other is not None and (type(other) not in _PLAIN or not other.is_cpu):
+            return False
+    return True
 
 
 def ada_group_norm(x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, eps: float, silu: bool) -> Tensor | None:
@@ -68,31 +70,36 @@ def ada_group_norm(x: Tensor, operands: tuple[Tensor | None, ...], num_groups: i
     if torch.is_grad_enabled():
         for tensor in (x, *operands):
             if tensor is not None and tensor.requires_grad:
-                return _Differentiable.apply(x, *operands, channels_last, num_groups, eps, silu)
-    return cpu.normalise(x, channels_last, operands, num_groups, eps, silu, None, None)
+                return _Differentiable.apply(x, *operands, (channels_last, num_groups, eps, silu))
+    return cpu.normalise(x, channels_last, operands, num_groups, eps, silu)
+
+
+def _addresses(statistics: Tensor) -> tuple[int, int]:
+    """Of mean [2, B, G] and rstd [B, G] in [3, B, G], float32."""
+    start = statistics.data_ptr()
+    return start, start + 2 * statistics.stride(0) * 4
 
 
 class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *others: Any) -> Tensor:
-        scale, shift, weight, bias, channels_last, num_groups, eps, silu = others
-        mean, rstd = cpu.statistics(x.shape[0], num_groups)
-        y = cpu.normalise(x, channels_last, (scale, shift, weight, bias), num_groups, eps, silu, mean, rstd)
-        ctx.save_for_backward(x, scale, shift, weight, bias, mean, rstd)
-        ctx.num_groups, ctx.silu = num_groups, silu
-        return y
+        *operands, (channels_last, ctx.num_groups, eps, ctx.silu) = others
+        # Neither an input nor an output, so no matter of save_for_backward.
+        ctx.statistics = x.new_empty(3, x.shape[0], ctx.num_groups, dtype=torch.float32)
+        ctx.save_for_backward(x, *operands)
+        statistics = _addresses(ctx.statistics)
+        return cpu.normalise(x, channels_last, tuple(operands), ctx.num_groups, eps, ctx.silu, statistics)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, weight, bias, mean, rstd = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[:5])
-        grads: Any
+        x, *operands = ctx.saved_tensors
+        needed, statistics = ctx.needs_input_grad[:5], ctx.statistics
         # Whoever packed what was saved may have unpacked it in another layout. The op refuses a second derivative.
         channels_last = layout.channels_last(x)
-        if channels_last is None or torch.is_grad_enabled() or not is_short(dy, x, mean, rstd):
-            grads = ada_group_norm_backward(dy, x, scale, shift, weight, bias, mean, rstd, ctx.num_groups, ctx.silu, needed)
-            grads = [grad if need else None for grad, need in zip(grads, needed, strict=True)]
-        else:
-            operands = (scale, shift, weight, bias)
-            grads = cpu.differentiate(dy, x, channels_last, operands, mean, rstd, ctx.num_groups, ctx.silu, needed)
-        return *grads, None, None, None, None
+        if channels_last is None or torch.is_grad_enabled() or not is_short(dy, x):
+            given = (dy, x, *operands, statistics[:2], statistics[2], ctx.num_groups, ctx.silu, list(needed))
+            grads = [grad if need else None for grad, need in zip(ada_group_norm_backward(*given), needed, strict=True)]
+            return *grads, None
+        kept = _addresses(statistics)
+        grads = cpu.differentiate(dy, x, channels_last, tuple(operands), kept, ctx.num_groups, ctx.silu, needed)
+        return *grads, None
