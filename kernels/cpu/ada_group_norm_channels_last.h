@@ -11,7 +11,7 @@ namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
 constexpr int64_t strip = 16;            // positions whose sums are float32
-constexpr int64_t rows_written = 4;      // positions that share a tile's constants
+constexpr int64_t rows_written = 8;      // positions that share a tile's constants
 constexpr int64_t units_a_thread = 2;
 constexpr int64_t line_columns = 16;     // a block narrower than a cache line would read it twice
 
@@ -80,6 +80,13 @@ struct Tile {
             if constexpr (whole) store_lanes(to + k * C, value.of[k]);
             else store_lanes(to + k * C, value.of[k], count);
         }
+    }
+    template <int n, typename T>
+    FASTCOND_INLINE void store_result(T* to, const Several<n>& value, [[maybe_unused]] bool past_caches) const {
+        if constexpr (whole && sizeof(T) == sizeof(float)) {
+            if (past_caches) return store_several_past_caches(to, C, value);
+        }
+        store(to, value);
     }
     // Rows of a later strip: what is read in several places at once, or backwards, no processor fetches by itself.
     template <int n, typename T>
@@ -199,6 +206,7 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
         }
     }
     set_lines<silu_on>(call, channels);
+    const bool past_caches = goes_past_caches(call, y, C);
     for (int64_t end = P; end > 0; end -= rows_written) {
         const int64_t first = larger(end - rows_written, 0);
         for_each_tile(block, [&](auto tile, int64_t column) FASTCOND_INLINE_LAMBDA {
@@ -207,10 +215,12 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
             for_each_rows(first, end, [&](auto rows, int64_t row) FASTCOND_INLINE_LAMBDA {
                 const int64_t at = row * C + column;
                 tile.fetch_rows(rows, x + at - rows_written * C);
-                tile.store(y + at, activated<silu_on>(fused(load_rows(tile, rows, x + at) - mean, slope, offset)));
+                const auto line = fused(load_rows(tile, rows, x + at) - mean, slope, offset);
+                tile.store_result(y + at, activated<silu_on>(line), past_caches);
             });
         });
     }
+    if (past_caches) let_be_seen();
 }
 
 template <typename T, bool silu_on>
@@ -225,9 +235,8 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
     const T* x = static_cast<const T*>(call.x) + start;
     const T* dy = static_cast<const T*>(backward.dy) + start;
     T* dx = static_cast<T*>(backward.dx) + start;
-    float* du;
-    if constexpr (sizeof(T) == sizeof(float)) du = dx;  // du stands where dx is to be
-    else du = memory.take(C * P);
+    const bool past_caches = goes_past_caches(call, dx, C);
+    float* du = du_of(dx, past_caches, C * P, memory);
     for (int64_t g = 0; g < block.groups; ++g)
         channels.set_group(g * block.width, (g + 1) * block.width, kept_mean(call, backward.mean, first_group + g),
                            backward.rstd[first_group + g]);
@@ -282,10 +291,12 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
                 tile.fetch_rows(rows, x + at - 2 * rows_written * C);
                 tile.fetch_rows_to_write(rows, du + at - 2 * rows_written * C);
                 const auto d = load_rows(tile, rows, x + at) - mean;
-                tile.store(dx + at, fused(load_rows(tile, rows, du + at), gain, fused(d, of_distance, constant)));
+                const auto gradient = fused(load_rows(tile, rows, du + at), gain, fused(d, of_distance, constant));
+                tile.store_result(dx + at, gradient, past_caches);
             });
         });
     }
+    if (past_caches) let_be_seen();
 }
 
 }  // namespace

@@ -21,6 +21,13 @@ struct Whole {
     FASTCOND_INLINE void put(T* row, const Several<n>& value) const {
         store_several(row + i, lanes, value);
     }
+    template <typename T>
+    FASTCOND_INLINE void put_result(T* row, const Several<n>& value, [[maybe_unused]] bool past_caches) const {
+        if constexpr (sizeof(T) == sizeof(float)) {
+            if (past_caches) return store_several_past_caches(row + i, lanes, value);
+        }
+        put(row, value);
+    }
     FASTCOND_INLINE Several<n> only(const Several<n>& value) const { return value; }
     // What the next unit will read: it comes while this one is computed.
     template <typename T>
@@ -40,6 +47,10 @@ struct Part {
     template <typename T>
     FASTCOND_INLINE void put(T* row, const Several<1>& value) const {
         store_lanes(row + i, value.of[0], count);
+    }
+    template <typename T>
+    FASTCOND_INLINE void put_result(T* row, const Several<1>& value, bool) const {
+        put(row, value);
     }
     template <typename T>
     FASTCOND_INLINE void fetch_ahead(const T*) const {}
@@ -153,6 +164,7 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
     }
     set_lines<silu_on>(call, channels);
     const int64_t next = unit.groups * count;
+    const bool past_caches = goes_past_caches(call, y, unit.positions);
     for (int64_t c = 0; c < channels.count; ++c) {
         const Lanes means = all_lanes(channels.mean[c]), slope = all_lanes(channels.slope[c]);
         const Lanes offset = all_lanes(channels.offset[c]);
@@ -160,9 +172,10 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
         T* to = y + c * unit.positions;
         for_each_lanes(unit.positions, [=](auto at) FASTCOND_INLINE_LAMBDA {
             if constexpr (silu_on) at.fetch_ahead(from + next);
-            at.put(to, activated<silu_on>(fused(at(from) - means, slope, offset)));
+            at.put_result(to, activated<silu_on>(fused(at(from) - means, slope, offset)), past_caches);
         });
     }
+    if (past_caches) let_be_seen();
 }
 
 // Sums over a channel of du (x - mean) and of du, sixteen of each.
@@ -206,9 +219,8 @@ void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& b
     const T* x = static_cast<const T*>(call.x) + first_group * count;
     const T* dy = static_cast<const T*>(backward.dy) + first_group * count;
     T* dx = static_cast<T*>(backward.dx) + first_group * count;
-    float* du;
-    if constexpr (sizeof(T) == sizeof(float)) du = dx;  // du stands where dx is to be
-    else du = memory.take(unit.groups * count);
+    const bool past_caches = goes_past_caches(call, dx, P);
+    float* du = du_of(dx, past_caches, unit.groups * count, memory);
     Channels channels(unit.image, unit.first * unit.width, unit.groups * unit.width, numbers);
     for (int64_t g = 0; g < unit.groups; ++g)
         channels.set_group(g * unit.width, (g + 1) * unit.width, kept_mean(call, backward.mean, first_group + g),
@@ -218,12 +230,13 @@ void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& b
     float* B = backward.B + unit.image * call.channels + channels.first;
     double* of_xh = sums.take(2 * channels.count);
     double* of_du = of_xh + channels.count;
+    const int64_t next = unit.groups * count;
     for (int64_t first = 0; first < channels.count; first += channels_in_turn) {
         // Added up last, of all channels one after another: none waits for another.
         ChannelSums total[channels_in_turn];
         const int64_t end = smaller(first + channels_in_turn, channels.count);
         for (int64_t c = first; c < end; ++c)
-            reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, P, unit.groups * count, all_lanes(channels.mean[c]),
+            reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, P, next, all_lanes(channels.mean[c]),
                                     all_lanes(channels.slope[c]), all_lanes(channels.offset[c]), total[c - first]);
         for (int64_t c = first; c < end; ++c) {
             of_du[c] = sum_of(total[c - first].of_du);
@@ -252,10 +265,11 @@ void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& b
             const float* du_c = du + c * P;
             T* to = dx + c * P;
             for_each_lanes(P, [=](auto at) FASTCOND_INLINE_LAMBDA {
-                at.put(to, fused(at(du_c), of_du, fused(at(from) - mean, of_distance, constant)));
+                at.put_result(to, fused(at(du_c), of_du, fused(at(from) - mean, of_distance, constant)), past_caches);
             });
         }
     }
+    if (past_caches) let_be_seen();
 }
 
 }  // namespace

@@ -34,6 +34,24 @@ struct Scratch {
     ~Scratch() { std::free(memory); }
 };
 
+constexpr int64_t bytes_past_caches = int64_t{32} << 20;
+
+// Whether a unit's result, whose rows are `row` elements apart, goes past the caches: no next reader would find all of it there.
+template <typename T>
+FASTCOND_INLINE bool goes_past_caches(const AdaGroupNorm& call, const T* result, int64_t row) {
+    return sizeof(T) == sizeof(float) && call.batch * call.channels * call.positions * int64_t(sizeof(T)) >= bytes_past_caches &&
+           row % lanes == 0 && reinterpret_cast<std::uintptr_t>(result) % (lanes * sizeof(T)) == 0;
+}
+
+// Where du stands meanwhile: where dx is to be, or in `count` elements of scratch.
+template <typename T>
+FASTCOND_INLINE float* du_of([[maybe_unused]] T* dx, [[maybe_unused]] bool past_caches, int64_t count, Scratch<float>& scratch) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        if (!past_caches) return dx;
+    }
+    return scratch.take(count);
+}
+
 FASTCOND_INLINE float reciprocal_root(double sum_of_squares, double count, float eps) {
     return float(1.0 / std::sqrt(sum_of_squares / count + double(eps)));
 }

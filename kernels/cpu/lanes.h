@@ -179,12 +179,17 @@ FASTCOND_INLINE Lanes load_lanes(const BFloat16* from) {
     return {{_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))}};
 }
 FASTCOND_INLINE void store_lanes(BFloat16* to, const Lanes& value) {
-    const __m512i bits = _mm512_castps_si512(value.part[0]), upper = _mm512_srli_epi32(bits, 16);
-    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+    // What is rounded away is added up to half a unit, or one less where the last bit that stays is even.
+    const __m512i bits = _mm512_castps_si512(value.part[0]);
     const __mmask16 nan = _mm512_cmp_ps_mask(value.part[0], value.part[0], _CMP_UNORD_Q);
-    const __m512i rounded = _mm512_mask_or_epi32(_mm512_srli_epi32(sum, 16), nan, upper, _mm512_set1_epi32(0x40));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(rounded));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i even = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF));
+    const __m512i rounded = _mm512_mask_add_epi32(even, odd, bits, _mm512_set1_epi32(0x8000));
+    const __m512i sum = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    // The upper halves, one after another.
+    const __m256i first = _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    const __m512i halves = _mm512_maskz_permutexvar_epi16(0xFFFFFFFFu, _mm512_castsi256_si512(first), sum);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(halves));
 }
 FASTCOND_INLINE Lanes load_lanes(const Float16* from) {
     return {{_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
@@ -237,6 +242,25 @@ FASTCOND_INLINE void fetch([[maybe_unused]] const void* place) {
 FASTCOND_INLINE void fetch_to_write([[maybe_unused]] const void* place) {
 #if defined(__GNUC__)
     __builtin_prefetch(place, 1);
+#endif
+}
+
+// For what is too large for the caches: a store that reads no line first and drives none out. `to` is at the start of a cache
+// line. The thread that wrote so calls let_be_seen before another may read.
+FASTCOND_INLINE void store_past_caches(float* to, const Lanes& value) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, value.part[0]);
+#elif defined(__AVX2__)
+    FASTCOND_EACH_REGISTER(_mm256_stream_ps(to + i * lanes / registers, value.part[i]))
+#elif defined(__SSE2__)
+    FASTCOND_EACH_REGISTER(_mm_stream_ps(to + i * lanes / registers, value.part[i]))
+#else
+    store_lanes(to, value);
+#endif
+}
+FASTCOND_INLINE void let_be_seen() {
+#if defined(__SSE2__)
+    _mm_sfence();
 #endif
 }
 

@@ -82,5 +82,12 @@ FASTCOND_INLINE void store_several(T* to, int64_t stride, const Several<n>& valu
 #endif
     for (int k = 0; k < n; ++k) store_lanes(to + k * stride, value.of[k]);
 }
+template <int n>
+FASTCOND_INLINE void store_several_past_caches(float* to, int64_t stride, const Several<n>& value) {
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
+    for (int k = 0; k < n; ++k) store_past_caches(to + k * stride, value.of[k]);
+}
 
 }  // namespace fastcond::cpu::FASTCOND_ISA

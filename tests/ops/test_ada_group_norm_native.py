@@ -81,6 +81,25 @@ def test_every_instruction_set_follows_the_parity_rule(name: str, case: Case) ->
     check_parity(case)
 
 
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_image_of_a_batch_too_large_for_caches_has_the_same_bits_alone(name: str, channels_last: bool) -> None:
+    native.native.use_instruction_set(name)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x, dy = (torch.randn(34, 64, 64, 62).contiguous(memory_format=memory_format) for _ in range(2))
+    assert x.nbytes > 32 << 20
+
+    def y_and_dx(x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+        x = x.detach().requires_grad_()
+        y = ada_group_norm(x, num_groups=32, activation="silu")
+        return [y.detach(), *torch.autograd.grad(y, x, dy)]
+
+    whole = y_and_dx(x, dy)
+    for image in (0, 1, 17, 32):
+        alone = y_and_dx(x[image : image + 1], dy[image : image + 1])
+        assert all(torch.equal(a[0], w[image]) for a, w in zip(alone, whole, strict=True)), image
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_an_image_of_a_strided_batch_has_the_same_bits_alone(memory_format: torch.memory_format) -> None:
     x = torch.randn(4, 8, 4, 4).to(memory_format=memory_format)[::2]
