@@ -1,8 +1,6 @@
 #include "ada_group_norm.h"
 
-#include <algorithm>
 #include <memory>
-#include <vector>
 
 #include "instruction_set.h"
 
@@ -13,10 +11,11 @@
 
 namespace fastcond::cpu {
 
-#define DECLARE(set)                                                                     \
-    namespace set {                                                                      \
-    void ada_group_norm(const AdaGroupNorm&, const AdaGroupNormForward&);                \
-    void ada_group_norm_backward(const AdaGroupNorm&, const AdaGroupNormBackward&);      \
+#define DECLARE(set)                                                                                             \
+    namespace set {                                                                                              \
+    void ada_group_norm(const AdaGroupNorm&, const AdaGroupNormForward&);                                        \
+    void ada_group_norm_backward(const AdaGroupNorm&, const AdaGroupNormBackward&);                              \
+    void differentiate_operands(const AdaGroupNorm&, const AdaGroupNormBackward&, const OperandGradients&);      \
     }
 FASTCOND_FOR_EACH_INSTRUCTION_SET(DECLARE)
 #undef DECLARE
@@ -45,27 +44,8 @@ void choose(const AdaGroupNorm& call, const AdaGroupNormBackward& backward) {
     FASTCOND_DISPATCH(ada_group_norm_backward, call, backward)
 }
 
-// dscale = weight A + bias B and dshift = B, of each image; dweight and dbias are the sums over images of (1 + scale) A and
-// (1 + scale) B. All of it is little beside x.
-void differentiate_operands(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, const OperandGradients& gradients) {
-    const int64_t C = call.channels;
-    const bool of_channels = gradients.weight || gradients.bias;
-    std::vector<double> of_weight(of_channels ? size_t(C) : 0), of_bias(of_weight);
-    for (int64_t b = 0; b < call.batch; ++b) {
-        const float *A = backward.A + b * C, *B = backward.B + b * C;
-        if (gradients.scale)
-            for (int64_t c = 0; c < C; ++c)
-                gradients.scale[b * C + c] =
-                    (call.weight ? call.weight[c] * A[c] : A[c]) + (call.bias ? call.bias[c] * B[c] : 0.0f);
-        if (gradients.shift) std::copy(B, B + C, gradients.shift + b * C);
-        for (int64_t c = 0; of_channels && c < C; ++c) {
-            const float one_plus = call.scale ? 1.0f + call.scale[b * call.scale_stride + c] : 1.0f;
-            of_weight[size_t(c)] += double(one_plus * A[c]);
-            of_bias[size_t(c)] += double(one_plus * B[c]);
-        }
-    }
-    for (int64_t c = 0; gradients.weight && c < C; ++c) gradients.weight[c] = float(of_weight[size_t(c)]);
-    for (int64_t c = 0; gradients.bias && c < C; ++c) gradients.bias[c] = float(of_bias[size_t(c)]);
+void differentiate(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, const OperandGradients& gradients) {
+    FASTCOND_DISPATCH(differentiate_operands, call, backward, gradients)
 }
 
 }  // namespace
@@ -82,7 +62,7 @@ void ada_group_norm_backward(const AdaGroupNorm& call, AdaGroupNormBackward back
     backward.A = memory.get();
     backward.B = backward.A + sums;
     choose(call, backward);
-    differentiate_operands(call, backward, gradients);
+    differentiate(call, backward, gradients);
 }
 
 }  // namespace fastcond::cpu

@@ -65,4 +65,34 @@ void choose(const AdaGroupNorm& call, const Pass& pass) {
 void ada_group_norm(const AdaGroupNorm& call, const AdaGroupNormForward& forward) { choose(call, forward); }
 void ada_group_norm_backward(const AdaGroupNorm& call, const AdaGroupNormBackward& backward) { choose(call, backward); }
 
+// dscale = weight A + bias B and dshift = B, of each image; dweight and dbias are the sums over images of (1 + scale) A and
+// (1 + scale) B. All of it is little beside x.
+void differentiate_operands(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, const OperandGradients& gradients) {
+    const int64_t C = call.channels;
+    for (int64_t c = 0; c < C; c += lanes) {
+        const int64_t here = smaller(lanes, C - c);
+        const auto load = [here](const float* from) FASTCOND_INLINE_LAMBDA {
+            return here == lanes ? load_lanes(from) : load_lanes(from, here);
+        };
+        const auto store = [here](float* to, const Lanes& value) FASTCOND_INLINE_LAMBDA {
+            here == lanes ? store_lanes(to, value) : store_lanes(to, value, here);
+        };
+        const Lanes zero = all_lanes(0.0f), one = all_lanes(1.0f);
+        const Lanes weight = call.weight ? load(call.weight + c) : one, bias = call.bias ? load(call.bias + c) : zero;
+        Doubles of_weight = all_doubles(0.0), of_bias = of_weight;
+        for (int64_t b = 0; b < call.batch; ++b) {
+            const int64_t at = b * C + c;
+            const Lanes A = load(backward.A + at), B = load(backward.B + at);
+            // Without a bias nothing is added: 0 times an infinite B would be NaN.
+            if (gradients.scale) store(gradients.scale + at, call.bias ? weight * A + bias * B : weight * A);
+            if (gradients.shift) store(gradients.shift + at, B);
+            const Lanes one_plus = call.scale ? load(call.scale + b * call.scale_stride + c) + one : one;
+            of_weight = of_weight + widened(one_plus * A);
+            of_bias = of_bias + widened(one_plus * B);
+        }
+        if (gradients.weight) store(gradients.weight + c, narrowed(of_weight));
+        if (gradients.bias) store(gradients.bias + c, narrowed(of_bias));
+    }
+}
+
 }  // namespace fastcond::cpu::FASTCOND_ISA

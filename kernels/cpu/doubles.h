@@ -63,6 +63,14 @@ FASTCOND_INLINE Doubles widened(const Lanes& value) {
 #endif
 }
 
+FASTCOND_INLINE Lanes narrowed(const Doubles& value) {
+    double wide[lanes];
+    float narrow[lanes];
+    store_doubles(wide, value);
+    for (int64_t lane = 0; lane < lanes; ++lane) narrow[lane] = float(wide[lane]);
+    return load_lanes(narrow);
+}
+
 // The sum of all lanes.
 FASTCOND_INLINE double sum_of(Doubles wide) {
     for (int half = double_registers / 2; half; half /= 2)
