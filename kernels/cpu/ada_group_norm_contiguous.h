@@ -183,7 +183,7 @@ struct ChannelSums {
     Doubles of_distance, of_du;
 };
 
-constexpr int64_t channels_in_turn = 8;
+constexpr int64_t channels_in_turn = registers == 1 ? 8 : 1;  // with more registers a sum, all at once take longer than the waits
 
 // Stores du of one channel too. `next` is the distance to what the next unit will read.
 template <bool silu_on, typename T>
