@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcond.command_line import Parser, choose_device, image_size, importing, number, path, run, seed_number, whole_number
-from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, SCHEDULES, WEIGHTINGS
+from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, SCHEDULES, VARIANCES, WEIGHTINGS
 from fastcond.presets import PRESETS
 
 PROGRAM = "python -m fastcond.train"
@@ -20,7 +20,7 @@ with importing(PROGRAM):
     from tqdm import tqdm
 
     from fastcond.data import LabelledImages, open_dataset
-    from fastcond.engine import generate, release_graphs
+    from fastcond.engine import generate, release
     from fastcond.images import image_grid, row_name, write_png
     from fastcond.nn import ConditionalUNet
     from fastcond.training import Intervals, Progress, RunDirectory, Trainer
@@ -68,6 +68,12 @@ def build_parser() -> Parser:
     network.add_argument("--schedule", choices=SCHEDULES, help="noise schedule (default the preset's)")
     network.add_argument("--timesteps", type=whole_number, metavar="T", help="timesteps of the schedule (default 1000)")
     network.add_argument("--prediction", choices=PREDICTIONS, help="what the network predicts (default the preset's)")
+    network.add_argument(
+        "--variance",
+        type=lambda name: name.replace("-", "_"),
+        choices=VARIANCES,
+        help="of ddpm's noise: fixed (default) or learned_range, which the network then predicts too",
+    )
     network.add_argument("--zero-terminal-snr", action=toggle, help="end the schedule in pure noise; needs v or x_0")
     training = parser.add_argument_group("training")
     training.add_argument("--batch-size", type=whole_number, metavar="B", help="images a step (default the preset's)")
@@ -233,7 +239,7 @@ def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, .
         indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
         compile=False,  # which would take longer than the few steps
     )
-    release_graphs(model)  # the memory is wanted for training
+    release(model)  # the memory is wanted for training
     write_png(image_grid(images, _GRID_COLUMNS, [row_name(label, class_names[label]) for label in rows]), path)
 
 

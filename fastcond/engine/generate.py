@@ -16,13 +16,15 @@ from fastcond.diffusion import (
     StepTable,
     check_percentile,
     check_rescale,
+    ddpm,
     from_diffusers_config,
     guidance_per_row,
 )
 from fastcond.engine.compile import choose_dtype, has_c_compiler
 from fastcond.engine.conditioning_table import vector_label_width
-from fastcond.engine.cuda_graph import graph_executor
+from fastcond.engine.cuda_graph import graph_executor, release_graphs
 from fastcond.engine.executor import EagerExecutor, Executor, SamplingBatch
+from fastcond.engine.kept_form import release_form
 from fastcond.engine.torch_noise import Rng, TorchNoise, generators, skip_batch
 from fastcond.nn import ConditionalUNet
 
@@ -57,13 +59,14 @@ def generate(
     """Draw one image a label.
 
     Args:
-        model: the denoiser; it runs where its parameters are, without dropout, and is left as it was. Weights that change
-            between two batches may or may not be seen.
+        model: the denoiser; it runs where its parameters are, without dropout, and is left as it was. Weights that have
+            changed are seen at the next batch. What is made of them is kept for the next call: `fastcond.engine.release`.
         labels: N integers in 0 .. K; K is the null label, "any class". A network that takes vectors (with "label_attention",
             one-hot, soft or several classes at once) is given float [N, K] too, of which zeros are the null label.
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
-        sampler: "ddpm", "ddim", "dpmpp2m" or "heun", "scheduler" for the one that a model of diffusers came with, a function
-            (schedule, steps, prediction=...) -> StepTable, or a StepTable.
+        sampler: "ddpm" (with the variance that the model predicts, where it was trained to), "ddim", "dpmpp2m" or "heun",
+            "scheduler" for the one that a model of diffusers came with, a function (schedule, steps, prediction=...) ->
+            StepTable, or a StepTable.
         steps: steps of the sampler, 1 .. T; a step is one evaluation of the network, and up to two with heun.
         seed, indices: the noise of image i is a function of (seed, indices[i]) alone, whatever the batch and the other labels
             are. Both lie in [0, 2^32); indices default to 0 .. N-1.
@@ -236,6 +239,13 @@ def generate_batches(
     return map(draw, range(start, count, batch_size))
 
 
+def release(model: ConditionalUNet) -> None:
+    """Give back what `generate` keeps of a model for its next call, else as long as the model: on a CPU packed weights, on a GPU
+    copied ones, code and recordings."""
+    release_graphs(model)
+    release_form(model)
+
+
 def _executor(
     model: ConditionalUNet, precision: str | None, compile: bool | None, guide: ConditionalUNet | None, plain: bool
 ) -> Executor:
@@ -272,7 +282,10 @@ def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] |
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")
         sampler = SAMPLERS[sampler]
-    return sampler(NoiseSchedule.from_config(model.diffusion), steps, prediction=model.diffusion.prediction)
+    schedule, prediction = NoiseSchedule.from_config(model.diffusion), model.diffusion.prediction
+    if sampler is ddpm and model.diffusion.variance != "fixed":
+        return ddpm(schedule, steps, prediction=prediction, variance=model.diffusion.variance)
+    return sampler(schedule, steps, prediction=prediction)
 
 
 def to_uint8(x_0: Tensor) -> np.ndarray:
