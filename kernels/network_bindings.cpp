@@ -19,7 +19,7 @@ using Numbers = std::array<int64_t, n>;
 
 float* at(Address address) { return reinterpret_cast<float*>(address); }
 
-// x, second, mean, gain, offset, packed, bias, residual, y, y_mean, y_m2; bias's row stride, H, W, first_channels, C, K, silu, upsampled;
+// x, second, mean, gain, offset, packed, bias, residual, y, y_mean, y_m2; bias's row stride, H, W, first_channels, C, K, silu, upsampled (2: phased);
 // scale.
 void add_norm_conv(Network& network, Addresses<11> t, Numbers<8> n, float scale) {
     NormConv step{at(t[0]), at(t[2]), at(t[3]), at(t[4]), at(t[5]), at(t[6]), at(t[7]), at(t[8]), at(t[9]), at(t[10]),
@@ -27,6 +27,7 @@ void add_norm_conv(Network& network, Addresses<11> t, Numbers<8> n, float scale)
     step.second = at(t[1]);
     step.first_channels = n[3];
     step.upsampled = n[7] != 0;
+    step.phased = n[7] == 2;
     step.scale = scale;
     network.add(step);
 }
@@ -95,7 +96,7 @@ void bind_network(nb::module_& module) {
         .def("add_layer_norm", &add_layer_norm, "tensors"_a, "numbers"_a, "eps"_a)
         .def("add_gated_gelu", &add_gated_gelu, "tensors"_a, "numbers"_a)
         .def("end_segment", &Network::end_segment)
-        .def("private_images", &Network::private_images, "threads"_a)
+        .def("images_together", &Network::images_together, "segment"_a)
         .def("set_private", &Network::set_private, "begin"_a, "end"_a)
         .def("run", &run, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro_static("INPUT", [](nb::handle) { return Network::input; })

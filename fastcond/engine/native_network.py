@@ -15,12 +15,12 @@ from fastcond.engine.network_walk import Norm, Walk
 from fastcond.nn.blocks import SelfAttention
 from fastcond.nn.label_attention import LabelTransformer, TokenAttention, TransformerBlock
 from fastcond.ops.norm_conv import pack_conv_weight
-from fastcond.ops.norm_conv.upsampled import pack_upsampled_conv_weight
+from fastcond.ops.norm_conv.upsampled import is_worth_phases, pack_upsampled_conv_weight
 from fastcond.ops.packing import pack_matrix
 from fastcond.ops.small_attention import pack_attention_weights
 
 _MEMORY_FLOATS = 4 << 20
-_FEWEST_IMAGES = 16
+_FEWEST_IMAGES = 8  # a thread
 
 
 @dataclass
@@ -77,6 +77,7 @@ class PackedWeights:
     """What the steps of a network multiply by, by the module that it was made of. It is the weights as they were then."""
 
     of: dict[nn.Module, Tensor] = field(default_factory=dict)
+    phased: dict[nn.Module, Tensor] = field(default_factory=dict)  # of convolutions of doubled maps
 
     def of_linear(self, linear: nn.Module, before: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor]:
         """Weight and bias of a Linear or a 1x1 convolution, and in them the affine map of the layer norm before it."""
@@ -95,13 +96,14 @@ class PackedWeights:
             self.of[attention] = pack_attention_weights(weight, attention.to_out[0].get_parameter("weight").detach())
         return self.of[attention], bias
 
-    def of_conv(self, conv: nn.Conv2d, winograd: bool, upsampled: bool = False) -> Tensor:
+    def of_conv(self, conv: nn.Conv2d, winograd: bool, phased: bool) -> Tensor:
+        weight = conv.weight.detach()
+        if phased:
+            if conv not in self.phased:
+                self.phased[conv] = pack_upsampled_conv_weight(weight)
+            return self.phased[conv]
         if conv not in self.of:
-            weight = conv.weight.detach()
-            if not winograd:
-                self.of[conv] = pack_matrix(weight.permute(0, 2, 3, 1).flatten(1))
-            else:
-                self.of[conv] = pack_upsampled_conv_weight(weight) if upsampled else pack_conv_weight(weight)
+            self.of[conv] = pack_conv_weight(weight) if winograd else pack_matrix(weight.permute(0, 2, 3, 1).flatten(1))
         return self.of[conv]
 
     def of_attention(self, attention: SelfAttention) -> tuple[Tensor, Tensor]:
@@ -138,7 +140,8 @@ class Recorder:
         added = None if residual is None else residual.only
         # A convolution of few channels would have most of Winograd's lanes idle; the network's first is one.
         winograd = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and (channels >= 16 or not plain)
-        packed, bias = self._weights.of_conv(conv, winograd, upsampled), None if conv.bias is None else conv.bias.detach()
+        phased = upsampled and is_worth_phases(channels, features, x.height, x.width)
+        packed, bias = self._weights.of_conv(conv, winograd, phased), None if conv.bias is None else conv.bias.detach()
         first, second = x.parts[0], x.parts[1].at if len(x.parts) > 1 else None
         if not winograd:
             assert plain, "only 3x3 of stride 1 has these"
@@ -162,7 +165,7 @@ class Recorder:
         self._add(
             "add_norm_conv",
             (first.at, second, *affine, packed, row_bias, added, y.only, *statistics),
-            (bias_stride, height, width, first.channels, channels, features, int(norm is not None and norm.silu), int(upsampled)),
+            (bias_stride, height, width, first.channels, channels, features, int(norm is not None and norm.silu), upsampled + phased),
             more=(1 / divisor,),
             optional=frozenset(statistics),
         )
@@ -305,10 +308,9 @@ class NativeNetwork:
         buffers = [[o for step in segment for o in step.operands if isinstance(o, Buffer)] for segment in steps]
         private = _private_buffers(buffers)
         self._plan = plan_memory([[b for b in segment if b not in private] for segment in buffers])
-        self._private_plan = plan_memory([[b for b in segment if b in private] for segment in buffers])
+        self._private = [list(dict.fromkeys(b for b in segment if b in private)) for segment in buffers]
         self._capacity, self._threads, self._memory, self._network = 0, 0, torch.empty(0), library.Network()
-        # More would not find their maps in the processor's caches, fewer would read the weights more often.
-        self.images_at_a_time = max(_FEWEST_IMAGES, _MEMORY_FLOATS // self._plan.floats)
+        self.images_at_a_time: int | None = None  # for tests; None: as many as are fast
 
     def evaluate(self, x_t: Tensor, columns: Tensor, slots: Tensor, copies: int = 1) -> Tensor:
         """Output [B, out_channels, H, W], channels_last, for x_t float32 [B, C, H, W].
@@ -320,11 +322,14 @@ class NativeNetwork:
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         columns, slots = columns.contiguous(), slots.contiguous()
         y = torch.empty((batch, *self._out_shape), memory_format=torch.channels_last)
+        threads = torch.get_num_threads()
+        # More would not find their maps in the processor's caches, fewer would read the weights more often.
+        images = self.images_at_a_time or max(_FEWEST_IMAGES * threads, _MEMORY_FLOATS // self._plan.floats)
         # The nearest number: of a batch slightly too large a part more would cost more than the caches' last misses.
-        parts = round(batch / self.images_at_a_time)
+        parts = round(batch / images)
         if parts > 1:
             copies = 1  # a part holds some images of one copy
-        size, threads = -(-batch // max(1, parts)), torch.get_num_threads()
+        size = -(-batch // max(1, parts))
         if size > self._capacity or threads > self._threads:
             self._lay_out(max(size, self._capacity), threads)
         for first in range(0, batch, max(1, size)):
@@ -337,16 +342,22 @@ class NativeNetwork:
     def _lay_out(self, batch: int, threads: int) -> None:
         """Memory for evaluations of up to `batch` images, and the steps with its addresses."""
         network = self._library.Network()
-        self._record(network, {})  # says how many images a segment has at once
-        private_images = network.private_images(threads)
-        shared, private = self._plan.floats * batch, self._private_plan.floats * private_images
-        self._memory = torch.empty(shared + private + 2 * ALIGNMENT)
+        self._record(network, {})  # says how many images a segment has together
+        own_start, own = dict[Buffer, int](), 0
+        for i, buffers in enumerate(self._private):
+            images = network.images_together(i)
+            places, end = min(images * threads, batch + images - 1), 0
+            for buffer in buffers:
+                own_start[buffer] = end
+                end += places * _whole_lines(buffer.floats)
+            own = max(own, end)
+        shared = _whole_lines(self._plan.floats * batch)
+        self._memory = torch.empty(shared + own + ALIGNMENT)
         base = -(-self._memory.data_ptr() // 64) * 64
         start = {buffer: base + 4 * batch * at for buffer, at in self._plan.start.items()}
-        own = base + 4 * (-(-shared // ALIGNMENT) * ALIGNMENT)
-        start |= {buffer: own + 4 * private_images * at for buffer, at in self._private_plan.start.items()}
+        start |= {buffer: base + 4 * (shared + at) for buffer, at in own_start.items()}
         network = self._library.Network()
-        network.set_private(own, own + 4 * private)
+        network.set_private(base + 4 * shared, base + 4 * (shared + own))
         self._record(network, start)
         self._network, self._capacity, self._threads = network, batch, threads
 
@@ -385,6 +396,10 @@ def _redirected(steps: Sequence[Step], old: Operand, new: Operand) -> list[Step]
 def _read_buffers(steps: Sequence[Step]) -> set[Buffer]:
     """Buffers that a step other than the one that may leave them out has to do with."""
     return {o for step in steps for o in step.operands if isinstance(o, Buffer) and o not in step.optional}
+
+
+def _whole_lines(floats: int) -> int:
+    return -(-floats // ALIGNMENT) * ALIGNMENT
 
 
 def _private_buffers(segments: Sequence[Sequence[Buffer]]) -> set[Buffer]:

@@ -2,22 +2,10 @@
 
 #include <algorithm>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 namespace fastcond::cpu {
 namespace {
 
 constexpr int64_t rows_worth_the_weights = 128;  // of a product
-
-int thread_number() {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 bool is(const float* address, std::uintptr_t what) { return reinterpret_cast<std::uintptr_t>(address) == what; }
 
@@ -176,30 +164,26 @@ void Network::end_segment() {
     segments_.push_back(segment);
 }
 
-int64_t Network::private_images(int64_t threads) const {
-    int64_t most = 1;
-    for (const Segment& segment : segments_) most = std::max(most, segment.images);
-    return most * threads;
-}
-
 void Network::run(const Evaluation& evaluation) const {
+    const int64_t batch = evaluation.batch, threads = evaluation.threads;
     for (const Segment& segment : segments_) {
-        const auto go = [&](const Images& images, int threads) {
-            const Run step{evaluation, private_begin_, private_end_, images, threads};
+        const auto go = [&](const Images& images, int together) {
+            const Run step{evaluation, private_begin_, private_end_, images, together};
             for (size_t i = segment.begin; i < segment.end; ++i) std::visit(step, steps_[i]);
         };
-        const int64_t batch = evaluation.batch, threads = evaluation.threads;
-        int64_t groups = parts_of(batch, segment.images);
-        if (groups < threads || (segment.reads_input && evaluation.copies > 1)) {
+        if (batch <= (threads - 1) * segment.images || (segment.reads_input && evaluation.copies > 1)) {
             go({0, batch, 0}, evaluation.threads);
             continue;
         }
-        groups = std::min(parts_of(groups, threads) * threads, batch);
-        // A thread has the same images in every segment: its cache has what it wrote of them.
+        // A thread has the same images in every such segment: its cache has what it wrote of them.
 #pragma omp parallel for num_threads(int(threads)) if (threads > 1) schedule(static)
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t first = batch * group / groups;
-            go({first, batch * (group + 1) / groups - first, thread_number() * segment.images}, 1);
+        for (int64_t thread = 0; thread < threads; ++thread) {
+            const int64_t begin = batch * thread / threads, count = batch * (thread + 1) / threads - begin;
+            const int64_t groups = parts_of(count, segment.images);
+            for (int64_t group = 0; group < groups; ++group) {
+                const int64_t first = count * group / groups;
+                go({begin + first, count * (group + 1) / groups - first, thread * segment.images}, 1);
+            }
         }
     }
 }

@@ -20,7 +20,7 @@ struct Evaluation {
     const int64_t* slots;    // [B], the label of each image
     int64_t width;
     int64_t batch;
-    int64_t copies;  // of which the input holds one: it is the same for so many parts of the batch, one after the other
+    int64_t copies;  // so many parts of the batch are the same images one after the other; what can reads one part and writes all
     int threads;
 };
 
@@ -40,15 +40,18 @@ public:
                               LayerNorm, GatedGelu>;
 
     // What an evaluation says is filled in when it runs: batch, threads, the conditioning, its own input and output. A ChannelNorm
-    // without conditioning has a negative `at`. Only a PatchConv or a Resample may read the input where it has copies.
+    // without conditioning has a negative `at`. A PatchConv that reads the input has no residual.
     void add(const Step& step) { steps_.push_back(step); }
 
     // The steps added since the last call are a segment.
     void end_segment();
 
-    // What lies between these addresses is only needed within a segment, and has places for private_images(threads), not for all.
+    // The most images that a thread takes through the segment `i` at once.
+    int64_t images_together(size_t i) const { return segments_.at(i).images; }
+
+    // What lies between these addresses is only needed within a segment. It has places for images_together a thread; fewer, where
+    // a batch is so small that the threads work together: for the batch and one image less than that.
     void set_private(std::uintptr_t begin, std::uintptr_t end) { private_begin_ = begin, private_end_ = end; }
-    int64_t private_images(int64_t threads) const;
 
     void run(const Evaluation& evaluation) const;
 

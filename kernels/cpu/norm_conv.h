@@ -33,7 +33,10 @@ struct NormConv {
     // x in two parts, as channels of one after those of the other: x has `first_channels` of them, [B, H, W, first_channels].
     const float* second = nullptr;  // [B, H, W, C - first_channels]; null: x has all channels
     int64_t first_channels = 0;
-    bool upsampled = false;  // x is [B, H / 2, W / 2, C], each position of which stands for four; `packed` is of four filters then
+    bool upsampled = false;  // x is [B, H / 2, W / 2, C], each position of which stands for four
+    // With `upsampled`: `packed` is of four convolutions of x, blocks [4][25][C][32], as fastcond/ops/norm_conv/upsampled.py writes
+    // them. Fewer products and transforms than of the doubled map; nearly three times the weights.
+    bool phased = false;
     float scale = 1.0f;      // of y, the residual with it
 };
 

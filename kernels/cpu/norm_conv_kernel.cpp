@@ -14,8 +14,8 @@ namespace {
 
 constexpr int64_t products_worth_a_thread = 1 << 18;
 
-// A call's outputs in phases. An upsampled map is never made: its every second output, both ways, is a convolution of the map
-// itself with two taps each way, sums of the three, of which the first or the last is 0. So 11 of the 36 products are 0 too.
+// A call's outputs in phases. Every second output of an upsampled map, both ways, is a convolution of the map itself with two taps
+// each way, sums of the three, beside a first or a last that is 0. So 11 of the 36 products are 0 too.
 struct Phase {
     int64_t row, column;  // 0 or 1
 
@@ -24,9 +24,9 @@ struct Phase {
     }
 };
 
-FASTCOND_INLINE int64_t times_of(const NormConv& call) { return call.upsampled ? 2 : 1; }
-FASTCOND_INLINE int64_t phases_of(const NormConv& call) { return call.upsampled ? 4 : 1; }
-FASTCOND_INLINE int64_t products_of(const NormConv& call) { return call.upsampled ? (inputs - 1) * (inputs - 1) : products; }
+FASTCOND_INLINE int64_t times_of(const NormConv& call) { return call.phased ? 2 : 1; }
+FASTCOND_INLINE int64_t phases_of(const NormConv& call) { return call.phased ? 4 : 1; }
+FASTCOND_INLINE int64_t products_of(const NormConv& call) { return call.phased ? (inputs - 1) * (inputs - 1) : products; }
 
 // How a batch is cut into blocks of tiles: several images, some rows of tiles of one, or part of one row. Which tiles of an image are
 // together follows from its own shape, for the sake of the statistics.
@@ -186,7 +186,7 @@ void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block
     const Phase phase{i / 2, i % 2};
     for (int64_t xi = 0, done = 0; xi < products; ++xi) {
         float* to = m + xi * m_place(tiles);
-        if (call.upsampled && !phase.needs(xi)) {
+        if (call.phased && !phase.needs(xi)) {
             for (int64_t k = 0; k < tiles * panel; k += lanes) store_lanes(to + k, all_lanes(0.0f));
             continue;
         }
@@ -224,8 +224,8 @@ void join_statistics(const NormConv& call, const Blocks& blocks, const float* pa
 
 void norm_conv(const NormConv& given) {
     thread_local Workspace of_call;
-    NormConv call = given;  // from here on with the height and width of x
-    if (call.upsampled) call.height /= 2, call.width /= 2;
+    NormConv call = given;
+    if (call.phased) call.height /= 2, call.width /= 2, call.upsampled = false;  // x as it is; y is by phases
     const int64_t phases = phases_of(call), work = phases * call.batch * call.height * call.width * call.channels * call.features;
     [[maybe_unused]] const int64_t threads = larger(1, smaller(call.threads, work / products_worth_a_thread));
     const Blocks blocks(call, threads);

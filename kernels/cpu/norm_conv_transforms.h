@@ -87,6 +87,16 @@ FASTCOND_INLINE void load_run(const Source& source, int64_t position, int64_t co
     for (; i < count; ++i) store_lanes(to + i * lanes, activated<normed, silu_on>({{load(i)}}, norm).of[0]);
 }
 
+// The same where each position of x stands for two columns, the first of them an odd one if `odd`.
+template <bool normed, bool silu_on>
+FASTCOND_INLINE void load_doubled(const Source& source, int64_t position, bool odd, int64_t count, const Norm& norm, float* to) {
+    for (int64_t i = 0; i < count; ++position) {
+        const Lanes value = activated<normed, silu_on>({{source.load(position)}}, norm).of[0];
+        for (int64_t copies = odd ? 1 : 2; copies > 0 && i < count; --copies, ++i) store_lanes(to + i * lanes, value);
+        odd = false;
+    }
+}
+
 FASTCOND_INLINE void fill_zero(float* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) store_lanes(to + i * lanes, all_lanes(0.0f));
 }
@@ -102,14 +112,19 @@ FASTCOND_INLINE void load_rectangle(const NormConv& call, int64_t image, const R
     const Norm norm(call, image, first, channels);
     const Source source(call, first, channels);
     const int64_t begin = larger(0, -r.left), end = smaller(r.columns, call.width - r.left);
+    const int64_t shrink = call.upsampled ? 2 : 1, rows = call.height / shrink, columns = call.width / shrink;
     for (int64_t row = 0; row < r.rows; ++row, to += r.columns * lanes) {
         const int64_t y = r.top + row, x = r.left + begin;
         if (y < 0 || y >= call.height) {
             fill_zero(to, r.columns);
             continue;
         }
+        const int64_t position = (image * rows + y / shrink) * columns + x / shrink;
         fill_zero(to, begin);
-        load_run<normed, silu_on>(source, (image * call.height + y) * call.width + x, end - begin, norm, to + begin * lanes);
+        if (call.upsampled)
+            load_doubled<normed, silu_on>(source, position, x % 2 == 1, end - begin, norm, to + begin * lanes);
+        else
+            load_run<normed, silu_on>(source, position, end - begin, norm, to + begin * lanes);
         fill_zero(to + end * lanes, r.columns - end);
     }
 }
