@@ -20,7 +20,7 @@ with importing(PROGRAM):
     from tqdm import tqdm
 
     from fastcond.data import LabelledImages, open_dataset
-    from fastcond.engine import generate, release_graphs
+    from fastcond.engine import generate, release
     from fastcond.images import image_grid, row_name, write_png
     from fastcond.nn import ConditionalUNet
     from fastcond.training import Intervals, Progress, RunDirectory, Trainer
@@ -233,7 +233,7 @@ def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, .
         indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
         compile=False,  # which would take longer than the few steps
     )
-    release_graphs(model)  # the memory is wanted for training
+    release(model)  # the memory is wanted for training
     write_png(image_grid(images, _GRID_COLUMNS, [row_name(label, class_names[label]) for label in rows]), path)
 
 

@@ -13,10 +13,12 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/ada_group_norm.h"
 #include "cpu/conv3x3.h"
 #include "cpu/diffusion_step.h"
+#include "cpu/fingerprint.h"
 #include "cpu/instruction_set.h"
 #include "cpu/norm_conv.h"
 #include "cpu/philox.h"
@@ -120,6 +122,13 @@ bool keep_freed_memory() {
 #endif
 }
 
+uint64_t fingerprint(const std::vector<Address>& addresses, const std::vector<int64_t>& bytes, int threads) {
+    std::vector<fastcond::cpu::Piece> pieces;
+    for (size_t i = 0; i < addresses.size(); ++i)
+        pieces.push_back({reinterpret_cast<const unsigned char*>(addresses[i]), bytes.at(i)});
+    return fastcond::cpu::fingerprint(pieces, threads);
+}
+
 // Tensors as in DiffusionStep's fields, 0 for none, and [B, C, positions, rows, halves, channels_last, draws_noise, stored].
 DiffusionStep step_call(const std::array<Address, 10>& tensors, const std::array<int64_t, 8>& n) {
     const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
@@ -152,7 +161,7 @@ void bind_network(nb::module_& module);  // network_bindings.cpp
 
 NB_MODULE(_native, module) {
     // Raised with every change of what these functions take: addresses that another version reads otherwise would crash.
-    module.attr("INTERFACE") = 2;
+    module.attr("INTERFACE") = 3;
     module.doc() = "Native kernels. Call them through fastcond.ops: addresses are not checked here.";
     module.def("philox_bits", &draw<int64_t, fastcond::cpu::philox_bits>, "seeds"_a, "step"_a, "out"_a, "images"_a,
                "count"_a, "stream"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
@@ -178,6 +187,8 @@ NB_MODULE(_native, module) {
     module.def("token_attention", &attend_tokens, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
                "tensors and numbers as in attend_tokens; backward where there is a dy");
     module.def("keep_freed_memory", &keep_freed_memory, "for training; False where the C library cannot be told");
+    module.def("fingerprint", &fingerprint, "addresses"_a, "bytes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "another number where dense arrays are not what they were");
     module.def("diffusion_step", &step, "tensors"_a, "numbers"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
                "arguments as in step_call; False, with nothing done, where buffers overlap otherwise than element for element");
 #if defined(FASTCOND_CUDA)

@@ -1,9 +1,8 @@
 """The sampling engine."""
 
 from fastcond.engine.conditioning_table import ConditioningTable
-from fastcond.engine.cuda_graph import release_graphs
 from fastcond.engine.frozen_unet import FrozenUNet
-from fastcond.engine.generate import DEFAULT_BATCH_SIZE, generate, generate_batches, step_table, to_uint8
+from fastcond.engine.generate import DEFAULT_BATCH_SIZE, generate, generate_batches, release, step_table, to_uint8
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
@@ -11,7 +10,7 @@ __all__ = [
     "FrozenUNet",
     "generate",
     "generate_batches",
-    "release_graphs",
+    "release",
     "step_table",
     "to_uint8",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastcond.diffusion import StepTable
-from fastcond.engine.frozen_unet import Denoiser, FrozenUNet
+from fastcond.engine.frozen_unet import Denoiser
+from fastcond.engine.kept_form import frozen_form
 from fastcond.engine.sampling_step import SamplingStep
 from fastcond.engine.torch_noise import TorchNoise
 from fastcond.nn import ConditionalUNet
@@ -68,30 +69,32 @@ class EagerExecutor:
     """
 
     def __init__(self, model: ConditionalUNet, guide: ConditionalUNet | None = None) -> None:
-        self._frozen, self._image_shape = FrozenUNet(model), image_shape(model)
-        self._guide = None if guide is None else FrozenUNet(guide)
+        self._model, self._guide = model, guide
 
     @contextmanager
     def begin(self, batch: SamplingBatch) -> Iterator[Run]:
-        step = SamplingStep(
-            self._denoiser(batch),
-            batch.table,
-            self._image_shape,
-            seeds=batch.seeds,
-            guidance=batch.guidance,
-            guidance_rescale=batch.guidance_rescale,
-            dynamic_threshold=batch.dynamic_threshold,
-            cfg_plus_plus=batch.cfg_plus_plus,
-            noise=None if batch.noise is None else batch.noise.current,
-        )
-        yield _EagerRun(step, batch.guided, batch.noise)
+        with ExitStack() as forms:
+            step = SamplingStep(
+                self._denoiser(batch, forms),
+                batch.table,
+                image_shape(self._model),
+                seeds=batch.seeds,
+                guidance=batch.guidance,
+                guidance_rescale=batch.guidance_rescale,
+                dynamic_threshold=batch.dynamic_threshold,
+                cfg_plus_plus=batch.cfg_plus_plus,
+                noise=None if batch.noise is None else batch.noise.current,
+            )
+            yield _EagerRun(step, batch.guided, batch.noise)
 
-    def _denoiser(self, batch: SamplingBatch) -> Denoiser:
+    def _denoiser(self, batch: SamplingBatch, forms: ExitStack) -> Denoiser:
         timesteps, labels = batch.table.timesteps, batch.labels
+        frozen = forms.enter_context(frozen_form(self._model))
         if self._guide is None:
-            return self._frozen.denoiser(timesteps, labels)
+            return frozen.denoiser(timesteps, labels)
+        guide = forms.enter_context(frozen_form(self._guide))
         of_model, of_guide = labels.chunk(2)
-        return _TwoDenoisers(self._frozen.denoiser(timesteps, of_model), self._guide.denoiser(timesteps, of_guide), len(of_model))
+        return _TwoDenoisers(frozen.denoiser(timesteps, of_model), guide.denoiser(timesteps, of_guide), len(of_model))
 
 
 class _TwoDenoisers:

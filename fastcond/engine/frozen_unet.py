@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastcond.config import UNetConfig
 from fastcond.engine.conditioning_table import ConditioningTable
-from fastcond.engine.native_network import NativeNetwork, PackedWeights
+from fastcond.engine.native_network import NativeForms, NativeNetwork
 from fastcond.engine.network_walk import Walk
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
@@ -43,23 +43,23 @@ class FrozenUNet:
     Args:
         model: on any device, in any mode; dropout is left out. It is not changed.
         use_native: False: PyTorch's operations, as on a GPU, where the native call is possible too.
+        forms: what was made of the same model and the same weights before, to be used and added to.
     """
 
-    def __init__(self, model: ConditionalUNet, *, use_native: bool = True) -> None:
+    def __init__(self, model: ConditionalUNet, *, use_native: bool = True, forms: NativeForms | None = None) -> None:
         self.model, self.walk = model, Walk(model)
-        possible = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
-        self._library = native.native if use_native and possible else None
-        self._weights, self._networks = PackedWeights(), dict[tuple[int, int], NativeNetwork]()
+        self._library = native.native if use_native and has_native_dtype(model) else None
+        self._forms = NativeForms() if forms is None else forms
         if self._library is not None:
             self.native_network(*model.config.image_size)
 
     def native_network(self, height: int, width: int) -> NativeNetwork:
         """The network for images of that size as one native call."""
-        if (height, width) not in self._networks:
+        networks = self._forms.of_size
+        if (height, width) not in networks:
             self.model.check_size(height, width)
-            network = NativeNetwork(self._library, self.walk, self._weights, height, width)
-            self._networks[height, width] = network
-        return self._networks[height, width]
+            networks[height, width] = NativeNetwork(self._library, self.walk, self._forms.weights, height, width)
+        return networks[height, width]
 
     def denoiser(self, timesteps: Tensor, labels: Tensor) -> Denoiser:
         """For a run's timesteps, int64 or float32 [rows], and its images' labels, int64 [N] in 0 .. K."""
@@ -72,6 +72,11 @@ class FrozenUNet:
         """The network's output for x_t [B, C, H, W] at one timestep, label int64 [B], as of a call of the model."""
         at = torch.tensor([timestep], device=label.device)
         return self.denoiser(at, label)(x_t, torch.zeros_like(at))
+
+
+def has_native_dtype(model: ConditionalUNet) -> bool:
+    """Whether all parameters are float32 on the CPU, which the native call needs."""
+    return all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
 
 
 class _TorchDenoiser:

@@ -21,8 +21,9 @@ from fastcond.diffusion import (
 )
 from fastcond.engine.compile import choose_dtype, has_c_compiler
 from fastcond.engine.conditioning_table import vector_label_width
-from fastcond.engine.cuda_graph import graph_executor
+from fastcond.engine.cuda_graph import graph_executor, release_graphs
 from fastcond.engine.executor import EagerExecutor, Executor, SamplingBatch
+from fastcond.engine.kept_form import release_form
 from fastcond.engine.torch_noise import Rng, TorchNoise, generators, skip_batch
 from fastcond.nn import ConditionalUNet
 
@@ -57,8 +58,8 @@ def generate(
     """Draw one image a label.
 
     Args:
-        model: the denoiser; it runs where its parameters are, without dropout, and is left as it was. Weights that change
-            between two batches may or may not be seen.
+        model: the denoiser; it runs where its parameters are, without dropout, and is left as it was. Weights that have
+            changed are seen at the next batch. What is made of them is kept for the next call: `fastcond.engine.release`.
         labels: N integers in 0 .. K; K is the null label, "any class". A network that takes vectors (with "label_attention",
             one-hot, soft or several classes at once) is given float [N, K] too, of which zeros are the null label.
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
@@ -234,6 +235,13 @@ def generate_batches(
                 return to_uint8(run.x)
 
     return map(draw, range(start, count, batch_size))
+
+
+def release(model: ConditionalUNet) -> None:
+    """Give back what `generate` keeps of a model for its next call, else as long as the model: on a CPU packed weights, on a GPU
+    copied ones, code and recordings."""
+    release_graphs(model)
+    release_form(model)
 
 
 def _executor(

@@ -6,11 +6,13 @@ Kernels read `native.native` at each call, so a test may set it to None and comp
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
-import torch  # noqa: F401  (first: the library then shares the OpenMP runtime that torch has loaded)
+import torch  # first: the library then shares the OpenMP runtime that torch has loaded
+from torch import Tensor
 
-INTERFACE = 2  # kernels/bindings.cpp's: what these sources call
+INTERFACE = 3  # kernels/bindings.cpp's: what these sources call
 
 
 def _load() -> Any | None:
@@ -45,3 +47,25 @@ def keep_freed_memory() -> bool:
     a fault each. It holds for the whole process, whose memory does not shrink any more.
     """
     return native is not None and bool(native.keep_freed_memory())
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> int:
+    """A number that says whether tensors on the CPU have changed, bit for bit; their layout is no part of it.
+
+    A change of one float32 always gives another number, any other change does but for one case in 2^64. It needs the library.
+    """
+    assert native is not None, "ask whether there is a library first"
+    # In any order, as long as it is the memory's: a layout without gaps is read as it lies.
+    dense = [tensor if _is_dense(tensor) else tensor.contiguous() for tensor in tensors]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in dense]
+    return int(native.fingerprint([tensor.data_ptr() for tensor in dense], sizes, torch.get_num_threads()))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie in memory without gaps, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True

@@ -17,14 +17,14 @@ from fastcond.engine.graph_recorder import CudaGraphRecorder
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
 from tests.engine.test_cuda_graph import COMPOSED, GUIDANCE, assert_same_images
-from tests.engine.test_graph_weights import (
+from tests.support.networks import small_unet
+from tests.support.weight_changes import (
     behind_autograd,
     in_place,
     other_kind_of_module,
     other_parameters,
     other_storage,
 )
-from tests.support.networks import small_unet
 from tests.tolerances import BF16_MEAN_LEVELS, FP32_MEAN_LEVELS, GRAY_LEVELS
 
 pytestmark = pytest.mark.gpu

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from fastcond.engine import cuda_graph, release_graphs
+from fastcond.engine import cuda_graph, release
 from fastcond.nn import ConditionalUNet
 from tests.engine.test_cuda_graph import assert_same_images
 from tests.support.graph_double import OperationRecorder
 from tests.support.graphed import draw
-from tests.support.networks import perturb, small_unet
+from tests.support.networks import small_unet
+from tests.support.weight_changes import CHANGES, other_kind_of_module
 from tests.tolerances import GRAY_LEVELS
 
 
@@ -31,43 +30,7 @@ def recorder() -> OperationRecorder:
     return OperationRecorder()
 
 
-def in_place(model: ConditionalUNet) -> None:
-    perturb(model, seed=3)
-
-
-def optimizer_step(model: ConditionalUNet) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(torch.ones(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64)).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def behind_autograd(model: ConditionalUNet) -> None:
-    """Which counts no version."""
-    versions = [parameter._version for parameter in model.parameters()]
-    for parameter in model.parameters():
-        parameter.data.mul_(1.1)
-    assert versions == [parameter._version for parameter in model.parameters()]
-
-
-def other_storage(model: ConditionalUNet) -> None:
-    for parameter in model.parameters():
-        parameter.data = parameter.data * 1.1
-
-
-def other_parameters(model: ConditionalUNet) -> None:
-    model.load_state_dict({name: value * 1.1 for name, value in model.state_dict().items()}, assign=True)
-
-
-def other_module(model: ConditionalUNet) -> None:
-    other = nn.Conv2d(8, 3, 3, padding=1)
-    perturb(other, seed=5)
-    model.conv_out = other
-
-
-@pytest.mark.parametrize(
-    "change", [in_place, optimizer_step, behind_autograd, other_storage, other_parameters, other_module], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_weights_are_the_models_present_ones(
     model: ConditionalUNet, recorder: OperationRecorder, change: Callable[[ConditionalUNet], None]
 ) -> None:
@@ -77,18 +40,6 @@ def test_weights_are_the_models_present_ones(
     assert_same_images(after, draw(model))
     assert np.abs(after.astype(int) - before.astype(int)).max() > 10 * GRAY_LEVELS
     assert recorder.recordings == 1
-
-
-class Negating(nn.Conv2d):
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return -super().forward(input)
-
-
-def other_kind_of_module(model: ConditionalUNet) -> None:
-    """The same parameters by name and shape, used in another way."""
-    other = Negating(8, 3, 3, padding=1)
-    other.load_state_dict(model.conv_out.state_dict())
-    model.conv_out = other
 
 
 def in_float64(model: ConditionalUNet) -> None:
@@ -124,7 +75,7 @@ def test_all_can_be_released_before(model: ConditionalUNet, recorder: OperationR
     draw(model, recorder=recorder)
     run = weakref.ref(next(iter(next(iter(cuda_graph._forms_of[model].values()))._runs.values())))
     for _ in range(2):
-        release_graphs(model)
+        release(model)
     gc.collect()
     assert run() is None and model not in cuda_graph._forms_of
     assert_same_images(draw(model, recorder=recorder), draw(model))

@@ -8,8 +8,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fastcond.ops import native
+from tests.support.kernels import needs_native
 
 FAULTS = """
 import resource, torch
@@ -61,3 +63,56 @@ def test_a_library_of_other_sources_is_refused() -> None:
     native.require_interface(SimpleNamespace(INTERFACE=native.INTERFACE))
     if native.native is not None:
         native.require_interface(native.native)
+
+
+@needs_native
+def test_a_fingerprint_has_every_bit() -> None:
+    values = torch.randn(2, 37, generator=torch.Generator().manual_seed(0))  # a tail, and lanes that differ in length
+    before = native.fingerprint([values])
+    assert native.fingerprint([values.clone()]) == before
+    words, seen = values.view(torch.int32).view(-1), {before}
+    for i in range(len(words)):
+        for bit in range(32):
+            words[i] ^= -(2**31) if bit == 31 else 1 << bit
+            seen.add(native.fingerprint([values]))
+            words[i] ^= -(2**31) if bit == 31 else 1 << bit
+    assert len(seen) == 1 + 32 * len(words) and native.fingerprint([values]) == before
+
+
+@needs_native
+@pytest.mark.parametrize("size", [16, 64, 1000, 1 << 19])
+def test_a_fingerprint_has_what_sums_do_not(size: int) -> None:
+    """Order, signs, zeros' signs, and where a tensor ends."""
+    values = torch.randn(size, generator=torch.Generator().manual_seed(1))
+    swapped, turned = values.clone(), values.flip(0)
+    swapped[[0, size // 2]] = values[[size // 2, 0]]
+    zeros, rolled = torch.zeros(size), values.roll(8)
+    halves, other_halves = [values[:3], values[3:]], [values[:5], values[5:]]
+    pair = values.clone()
+    pair[[1, 9]] *= -1  # the upper bits of two words of one lane or of neighbours
+    some = [[values], [swapped], [turned], [rolled], [-values], [pair], [zeros], [-zeros], [zeros[:-1]], halves, other_halves]
+    some += [halves[::-1], [*halves, zeros[:0]], []]
+    assert len({native.fingerprint(tensors) for tensors in some}) == len(some)
+
+
+@needs_native
+def test_a_fingerprint_depends_on_no_threads() -> None:
+    values, before = torch.randn(3, 700_001), torch.get_num_threads()
+    try:
+        found = set()
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.add(native.fingerprint([values, values[0]]))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
+@needs_native
+def test_a_fingerprint_of_any_layout() -> None:
+    values = torch.randn(4, 3, 5, 2)
+    memory = native.fingerprint([values])
+    assert native.fingerprint([values.permute(3, 1, 0, 2)]) == memory, "the same memory"
+    with_gaps = torch.zeros(4, 3, 5, 4)[..., ::2].copy_(values)
+    assert native.fingerprint([with_gaps]) == memory
+    assert native.fingerprint([values[:, :1].expand(4, 3, 5, 2)]) == native.fingerprint([values[:, [0, 0, 0]]])
