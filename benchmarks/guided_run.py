@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -27,17 +27,19 @@ _ROOT = Path(__file__).resolve().parent.parent
 class Process:
     """The process from outside. `cold` is the seconds from its start to its first images.
 
-    Raises: RuntimeError with what it printed, where it fails.
+    module: this one, or another that answers as it does. Raises: RuntimeError with what it printed, where it fails.
     """
 
-    def __init__(self, peer: str, network: str, file: Path, threads: int, scratch: Path) -> None:
+    def __init__(
+        self, peer: str, network: str, file: Path, threads: int, scratch: Path, module: str = "benchmarks.guided_run"
+    ) -> None:
         self._log = (scratch / "log").open("w+", encoding="utf-8")
         self._images = Path(IMAGES.format(file, peer))
         # Nothing compiled before is found again: a cold start is one.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor")}
         started = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.guided_run", peer, network, str(file), str(threads)],
+            [sys.executable, "-m", module, peer, network, str(file), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -137,10 +139,15 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(peer: str, name: str, file: str, threads: int) -> None:
-    # Libraries print where they like; the answers have what was standard output to themselves.
+def own_output() -> TextIO:
+    """What was standard output, for the answers alone: libraries print where they like, and from here on that is the log."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    return answers
+
+
+def main(peer: str, name: str, file: str, threads: int) -> None:
+    answers = own_output()
     import torch
 
     from benchmarks.networks import NETWORKS, read

@@ -9,7 +9,7 @@ Json = dict[str, Any]
 
 BASELINES = ("reference", "eager", "compile")
 OVERHEAD = "call overhead"
-EVALUATION, GUIDED_RUN, TRAINING = NETWORK_OPS = ("network evaluation", "guided run", "training step")
+EVALUATION, GUIDED_RUN, BLOG_RUN, TRAINING = NETWORK_OPS = ("network evaluation", "guided run", "blog run", "training step")
 # The rows of a network's tables, whether they were timed or not.
 PEER_NAMES = (
     "ours",
@@ -22,6 +22,7 @@ PEER_NAMES = (
     "OpenVINO, bf16",
 )
 TRAINING_NAMES = PEER_NAMES[:4]
+BLOG_NAMES = PEER_NAMES[:3]
 
 
 def table_of(ours: list[Json]) -> list[str]:
@@ -78,6 +79,9 @@ def network_tables(benches: list[Json]) -> dict[str, list[str]]:
     for case in dict.fromkeys(bench["case"] for bench in of_op[GUIDED_RUN]):
         found = [bench for bench in of_op[GUIDED_RUN] if bench["case"] == case]
         tables[f"A guided run of 50 steps, {case}"] = run_table(found)
+    for case in dict.fromkeys(bench["case"] for bench in of_op[BLOG_RUN]):
+        found = [bench for bench in of_op[BLOG_RUN] if bench["case"] == case]
+        tables[f"The blog's twenty images, {case}"] = blog_table(found)
     if of_op[TRAINING]:
         tables["One step of training"] = peer_table(of_op[TRAINING], {"ready": ready_text}, TRAINING_NAMES)
     return tables
@@ -117,6 +121,22 @@ def run_table(benches: list[Json]) -> list[str]:
             time = beside_ours(bench["median_us"], ours, name)
             seconds = [f"{bench[key]:.1f} s" for key in ("cold_start_s", "prepare_s")]
             cells = [time, f"{bench['images_per_s']:.3g}", *seconds, f"{bench['peak_mib']:.0f} MiB", f"{bench['off']:.0e}"]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines
+
+
+def blog_table(benches: list[Json]) -> list[str]:
+    """One row a pipeline; the benches are of one case."""
+    by_name = {bench["way"]: bench for bench in benches}
+    lines = ["| | twenty images | images/s | ready | of it loading | memory | off |", "|---|---|---|---|---|---|---|"]
+    for name in BLOG_NAMES:
+        bench, ours = by_name.get(name), by_name.get("ours", {}).get("median_us")
+        if bench is None:
+            cells = ["-"] * 6
+        else:
+            seconds = [f"{bench[key]:.1f} s" for key in ("ready_s", "prepare_s")]
+            cells = [beside_ours(bench["median_us"], ours, name), f"{bench['images_per_s']:.3g}", *seconds]
+            cells += [f"{bench['peak_mib']:.0f} MiB", f"{bench['off']:.0f}"]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return lines
 

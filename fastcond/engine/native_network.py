@@ -320,7 +320,7 @@ class NativeNetwork:
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         columns, slots = columns.contiguous(), slots.contiguous()
         y = torch.empty((batch, *self._out_shape), memory_format=torch.channels_last)
-        parts = -(-batch // self.images_at_a_time)
+        parts = round(batch / self.images_at_a_time)
         if parts > 1:
             copies = 1  # a part holds some images of one copy
         size, threads = -(-batch // max(1, parts)), torch.get_num_threads()
