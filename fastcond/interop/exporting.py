@@ -16,10 +16,11 @@ from torch import Tensor
 
 from fastcond.diffusion import StepTable
 from fastcond.diffusion.step_table import COLUMNS
+from fastcond.engine.composed_step import composed_step
 from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.interop.step_program import StepProgram
 from fastcond.nn import ConditionalUNet
-from fastcond.ops import diffusion_step, philox_normal
+from fastcond.ops import philox_normal
 from fastcond.ops.philox import INITIAL_NOISE, STEP_NOISE
 
 SUFFIXES = (".pt2", ".onnx")
@@ -185,15 +186,35 @@ class _Example:
             label, cond = torch.cat([label, torch.full_like(label, self._model.config.null_label)]), torch.cat([x, x])
         out = FrozenUNet(self._model).denoiser(table.timesteps, label)(cond, at)
         scale = float(out.abs().max())
+        of_v, largest_noise = scale, 0.0
         if "guidance" in given:
             out, uncond = out.chunk(2)
             scale *= _GUIDANCE + abs(_GUIDANCE - 1)
-        history, w = given.get("history"), given.get("guidance", 1.0)
-        ours = diffusion_step(x, out, uncond, table, at, seeds=self._seeds, guidance=w, history=history)
+        ours = torch.empty_like(x), torch.empty_like(x)
+        channels, w = x.shape[1], given.get("guidance", torch.ones(len(x)))
+        if table.learned_noise is None:
+            out, uncond = out[:, :channels], None if uncond is None else uncond[:, :channels]
+        composed_step(
+            x,
+            out,
+            uncond,
+            table,
+            at,
+            seeds=self._seeds,
+            guidance=w,
+            history=given.get("history"),
+            out=ours[0],
+            out_x_0=ours[1],
+        )
         _, p_o, _, k_x, k_0, k_o, k_h, k_n = table.coefficients[row].abs().tolist()
         of_x_0 = _NETWORK_RELATIVE * p_o * scale
         of_x = _NETWORK_RELATIVE * (k_0 * p_o + k_o) * scale
         terms = (k_x + k_h + k_n) * float(x.abs().max()) + k_0 * float(ours[1].abs().max()) + k_o * scale
+        if table.learned_noise is not None:
+            largest_noise = float((table.learned_noise.std(out[:, channels:], at) * given["noise"]).abs().max())
+            # exp(l_0 + l_1 v) is off by l_1 times what v is.
+            of_x += _NETWORK_RELATIVE * float(table.learned_noise.coefficients[row, 2]) * of_v * largest_noise
+        terms += largest_noise
         allowed = (of_x + _STEP_RELATIVE * terms, of_x_0 + _STEP_RELATIVE * float(ours[1].abs().max()))
         worst = 0.0
         for theirs, own, most in zip(program(given), ours, allowed, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fastcond.diffusion import StepTable
+from fastcond.diffusion import LearnedNoise, StepTable
 from fastcond.engine.frozen_unet import Ends
 from fastcond.engine.network_walk import Walk
 from fastcond.engine.torch_operations import TorchOperations
@@ -41,21 +41,29 @@ class StepProgram(nn.Module):
     coefficients: Tensor
     timesteps: Tensor
     time_embeddings: Tensor
+    noise_coefficients: Tensor
 
     def __init__(self, model: ConditionalUNet, table: StepTable, *, guided: bool) -> None:
         super().__init__()
         config = model.config
-        if config.in_channels != config.out_channels:
-            raise ValueError(
-                f"the network maps {config.in_channels} to {config.out_channels} channels; a step needs equal numbers of them"
-            )
+        learned = table.learned_noise
+        if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+            found = f"the network maps {config.in_channels} to {config.out_channels} channels"
+            raise ValueError(f"{found}; a step needs equal numbers of them, or twice as many with a learned variance")
+        if learned is not None and config.out_channels == config.in_channels:
+            found = f"the network has {config.out_channels} channels, none for the sampler's learned variance"
+            raise ValueError(f"{found}; use fixed_small or fixed_large")
         if config.class_embedding == "identity":
             raise ValueError("the network takes vectors for labels (class_embedding 'identity'), which a step does not")
-        if table.threshold is not None or table.learned_noise is not None:
-            raise ValueError("this sampler's step is more than a row of coefficients (dynamic thresholding or learned variance)")
+        if table.threshold is not None or (learned is not None and learned.is_variance):
+            raise ValueError(
+                "this sampler's step is more than a row of coefficients (dynamic thresholding, or a variance learned otherwise "
+                "than as learned_range)"
+            )
         if guided and not config.has_null_label:
             raise ValueError("the network was trained without a null label, which guidance compares with")
-        self.guided, self._keeps_history, self._draws_noise = guided, table.keeps_history, table.draws_noise
+        self.guided, self._keeps_history, self._learned = guided, table.keeps_history, learned is not None
+        self._draws_noise = table.draws_noise or self._learned
         with torch.no_grad():
             time_embeddings = model.embed_timestep(table.timesteps)
         self.network = copy.deepcopy(model).requires_grad_(False).eval()
@@ -67,6 +75,8 @@ class StepProgram(nn.Module):
         self.register_buffer("coefficients", table.coefficients.clone())
         self.register_buffer("timesteps", table.timesteps.clone())
         self.register_buffer("time_embeddings", time_embeddings)
+        if learned is not None:
+            self.register_buffer("noise_coefficients", learned.coefficients.clone())
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -89,9 +99,16 @@ class StepProgram(nn.Module):
             both, labels = torch.cat([x, x]), torch.cat([label, null])
         with InPyTorch():
             output = self._evaluate(both, row, labels)
-        batch = x.shape[0]
+        batch, channels = x.shape[:2]
+        # Guidance acts on the first C channels; what the others say of the variance is the conditional half's.
+        v, output = output[:batch, channels:], output[:, :channels]
         out_cond, out_uncond = (output[:batch], output[batch:]) if self.guided else (output, None)
-        return update(x, out_cond, out_uncond, history, self.coefficients.index_select(0, row)[0], guidance, noise)
+        of_row, drawn = self.coefficients.index_select(0, row)[0], None if self._learned else noise
+        x_next, x_0 = update(x, out_cond, out_uncond, history, of_row, guidance, drawn)
+        if self._learned:
+            assert noise is not None, "among the inputs"
+            x_next = x_next + LearnedNoise(self.noise_coefficients).std(v, row) * noise
+        return x_next, x_0
 
     def _evaluate(self, x_t: Tensor, row: Tensor, label: Tensor) -> Tensor:
         """The network's output for x_t [N, C, H, W] and label [N]."""

@@ -61,6 +61,31 @@ def test_the_step_is_the_engines(name: str, sampler: str) -> None:
         assert example.difference(as_program(step), row) <= 1.0
 
 
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("sampler", ["learned", "fixed_small", "ddim"])
+def test_a_network_that_predicts_its_variance(sampler: str, guided: bool, tmp_path: Path) -> None:
+    """Whose second half ddpm takes for the noise's size, and others leave alone."""
+    model = small_unet(out_channels=6).eval()
+    tables = {
+        "learned": SAMPLERS["ddpm"](LINEAR, 4, variance="learned_range"),
+        "fixed_small": SAMPLERS["ddpm"](LINEAR, 4),
+        "ddim": SAMPLERS["ddim"](LINEAR, 4),
+    }
+    table = tables[sampler]
+    step = StepProgram(model, table, guided=guided)
+    assert ("noise" in step.inputs) == (sampler != "ddim")
+    example = _Example(model, table, step.inputs, 3)
+    for row in range(table.num_rows):
+        assert example.difference(as_program(step), row) <= 1.0
+        if sampler == "learned":
+            inputs = example.inputs(row)
+            other = as_program(step)({**inputs, "noise": inputs["noise"] * 1.001})
+            assert (example.difference(lambda _, other=other: other, row) > 1.0) == (row < 3), "the last row has no noise"
+    if guided and sampler == "learned":
+        written = export_step(model, table, tmp_path / "step.pt2", class_names="abc", sampler="ddpm")
+        assert written.checked and written.inputs == ("x", "row", "label", "guidance", "noise")
+
+
 def test_the_measure_sees_a_wrong_program() -> None:
     model, table = network(), SAMPLERS["ddim"](LINEAR, 4)
     example = _Example(model, table, ("x", "row", "label", "guidance"), 3)
@@ -125,14 +150,20 @@ def test_refusals(tmp_path: Path) -> None:
     def export(model: ConditionalUNet, table: Any = table, path: Path = path, **settings: Any) -> None:
         export_step(model, table, path, **{"class_names": "abc", "sampler": "ddim", **settings})
 
-    learned = from_diffusers_config({"_class_name": "DDPMScheduler", "variance_type": "learned_range"})
+    ranged, learned = (
+        from_diffusers_config({"_class_name": "DDPMScheduler", "variance_type": kind}) for kind in ("learned_range", "learned")
+    )
     for call, message in [
         (lambda: export(network(), path=tmp_path / "step.txt"), "ends in neither .pt2 nor .onnx"),
         (lambda: export(network(), class_names="ab"), "2 class names for 3 classes"),
         (lambda: export(network(), batch_size=0), "batch size is 0"),
         (lambda: export(network("no null label"), guided=True), "without a null label"),
-        (lambda: export(small_unet(out_channels=6)), "maps 3 to 6 channels"),
-        (lambda: export(network(), learned.sampler(learned.schedule, 4, prediction="eps")), "more than a row of coefficients"),
+        (lambda: export(small_unet(out_channels=5)), "maps 3 to 5 channels"),
+        (lambda: export(network(), ranged.sampler(ranged.schedule, 4, prediction="eps")), "3 channels, none for the sampler's"),
+        (
+            lambda: export(small_unet(out_channels=6), learned.sampler(learned.schedule, 4, prediction="eps")),
+            "more than a row of coefficients",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
