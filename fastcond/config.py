@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeVar
 
 Conditioning = Literal["adagn", "scale_shift", "bias", "label_attention"]
 Prediction = Literal["eps", "v", "x_0"]
+Variance = Literal["fixed", "learned_range"]
 CONDITIONINGS = ("adagn", "scale_shift", "bias", "label_attention")
 PREDICTIONS = ("eps", "v", "x_0")
+VARIANCES = ("fixed", "learned_range")
 SCHEDULES = ("linear", "cosine")
 WEIGHTINGS = ("mse", "min_snr")
 LR_SCHEDULES = ("cosine", "constant")
@@ -240,6 +242,8 @@ class DiffusionConfig:
         rescale_linear_betas: multiply linear betas by 1000/T, so that any T ends in noise (Dhariwal & Nichol 2021).
         zero_terminal_snr: rescale so that timestep T-1 is pure noise (Lin et al. 2024); needs prediction "v" or "x_0".
         prediction: "eps", "v" or "x_0".
+        variance: "fixed", or "learned_range": the network has C channels more, which say where between the posterior's variance
+            and beta that of ddpm's noise lies (Nichol & Dhariwal 2021, eq. 15).
         scheduler: a scheduler_config.json of diffusers, which then says what the schedule is, and what "scheduler" is among the
             samplers; the fields before are then of no account, but for num_timesteps and prediction, which repeat it.
     """
@@ -249,11 +253,17 @@ class DiffusionConfig:
     rescale_linear_betas: bool = True
     zero_terminal_snr: bool = False
     prediction: Prediction = "eps"
+    variance: Variance = "fixed"
     scheduler: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _require_choice("schedule", self.schedule, SCHEDULES)
         _require_choice("prediction", self.prediction, PREDICTIONS)
+        _require_choice("variance", self.variance, VARIANCES)
+        _require(
+            self.variance == "fixed" or self.num_timesteps > 1,
+            "a learned variance needs 2 timesteps at least: at the first the posterior has none",
+        )
         _require(self.num_timesteps >= 1, f"num_timesteps is {self.num_timesteps}; it must be at least 1")
         _require(
             not (self.zero_terminal_snr and self.prediction == "eps"),
@@ -337,6 +347,14 @@ class RunConfig:
     diffusion: DiffusionConfig
     training: TrainingConfig
     data: DataConfig
+
+    def __post_init__(self) -> None:
+        channels = self.network.in_channels * (2 if self.diffusion.variance == "learned_range" else 1)
+        _require(
+            self.network.out_channels == channels,
+            f"the network has {self.network.out_channels} output channels; of {self.network.in_channels} input channels and "
+            f"variance {self.diffusion.variance!r} {channels} are needed",
+        )
 
 
 def _round_up(value: int, factor: int) -> int:

@@ -81,7 +81,7 @@ def draw(options: argparse.Namespace) -> int:
     corrections["cfg_plus_plus"] = options.cfg_plus_plus
     drawn_with = given | ({"precision": options.precision} if options.precision is not None else {})
     steps = options.steps or min(_STEPS, loaded.model.diffusion.num_timesteps)
-    table = step_table(loaded.model, partial(SAMPLERS[chosen], **given) if chosen in SAMPLERS else chosen, steps)
+    table = step_table(loaded.model, partial(SAMPLERS[chosen], **given) if given else chosen, steps)
     uses_null = (options.cfg != 1.0 and guide is None) or len(loaded.class_names) in labels
     if uses_null and network.has_null_label and not loaded.knows_null_label:
         warnings.warn(

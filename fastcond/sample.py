@@ -70,7 +70,11 @@ def build_parser() -> Parser:
         type=whole_number,
         help="steps of the sampler (default 100, at most the model's timesteps); heun runs the network nearly twice in each",
     )
-    parser.add_argument("--variance", choices=["fixed_small", "fixed_large"], help="of ddpm's noise (default fixed_small)")
+    parser.add_argument(
+        "--variance",
+        choices=["fixed_small", "fixed_large", "learned_range"],
+        help="of ddpm's noise (default what the model predicts, else fixed_small)",
+    )
     parser.add_argument("--eta", type=number, help="noise of ddim, 0 (none, the default) to 1")
     parser.add_argument(
         "--seed", type=seed_number, default=0, help="image i of a label depends on (seed, i), but with --rng torch (default 0)"

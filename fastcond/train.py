@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcond.command_line import Parser, choose_device, image_size, importing, number, path, run, seed_number, whole_number
-from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, SCHEDULES, WEIGHTINGS
+from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, SCHEDULES, VARIANCES, WEIGHTINGS
 from fastcond.presets import PRESETS
 
 PROGRAM = "python -m fastcond.train"
@@ -68,6 +68,12 @@ def build_parser() -> Parser:
     network.add_argument("--schedule", choices=SCHEDULES, help="noise schedule (default the preset's)")
     network.add_argument("--timesteps", type=whole_number, metavar="T", help="timesteps of the schedule (default 1000)")
     network.add_argument("--prediction", choices=PREDICTIONS, help="what the network predicts (default the preset's)")
+    network.add_argument(
+        "--variance",
+        type=lambda name: name.replace("-", "_"),
+        choices=VARIANCES,
+        help="of ddpm's noise: fixed (default) or learned_range, which the network then predicts too",
+    )
     network.add_argument("--zero-terminal-snr", action=toggle, help="end the schedule in pure noise; needs v or x_0")
     training = parser.add_argument_group("training")
     training.add_argument("--batch-size", type=whole_number, metavar="B", help="images a step (default the preset's)")

@@ -14,7 +14,7 @@ TRAIN_FLAGS = """
 --accumulate --balance --batch-size --clip --compile --conditioning --data --device --dropout --ema --flip --help --keep
 --label-dropout --labels --loss --lr --lr-schedule --minutes --no-balance --no-compile --no-flip --no-zero-terminal-snr
 --out --precision --prediction --preset --resume --sample-every --save-every --schedule --seed --size --steps --timesteps
---warmup --weight-decay --zero-terminal-snr
+--variance --warmup --weight-decay --zero-terminal-snr
 """.split()
 SAMPLE_FLAGS = """
 --batch-size --cfg --cfg-interval --cfg-plus-plus --checkpoint --compile --device --dynamic-threshold --eta --gif

@@ -7,6 +7,7 @@ from fastcond.diffusion.schedule import NoiseSchedule
 from fastcond.diffusion.schedulers import DiffusersScheduler, from_diffusers_config, to_diffusers_config
 from fastcond.diffusion.step_table import LearnedNoise, StepTable
 from fastcond.diffusion.thresholding import DynamicThreshold, check_percentile, dynamic_threshold
+from fastcond.diffusion.variational_bound import VariationalBound
 
 __all__ = [
     "SAMPLERS",
@@ -15,6 +16,7 @@ __all__ = [
     "LearnedNoise",
     "NoiseSchedule",
     "StepTable",
+    "VariationalBound",
     "check_percentile",
     "check_rescale",
     "ddim",

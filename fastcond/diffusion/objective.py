@@ -1,4 +1,4 @@
-"""The training loss: a weighted mean squared error on eps, v or x_0."""
+"""The training loss: a weighted mean squared error on eps, v or x_0, and of a learned variance the variational bound."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from fastcond.config import Prediction
 from fastcond.diffusion.prediction import add_noise, training_target
 from fastcond.diffusion.schedule import NoiseSchedule
+from fastcond.diffusion.variational_bound import HYBRID_WEIGHT, VariationalBound
 
 
 def loss_weights(
@@ -40,17 +41,25 @@ def diffusion_loss(
     alphas_cumprod: Tensor,
     weights: Tensor,
     prediction: Prediction,
+    bound: VariationalBound | None = None,
 ) -> Tensor:
-    """Mean over the batch of weight(t) |output - target|^2 per element.
+    """Mean over the batch of weight(t) |output - target|^2 per element, and where there is a `bound` lambda T L_t.
 
     Args:
-        denoiser: (x_t, timestep, label) -> output, [B, C, H, W].
+        denoiser: (x_t, timestep, label) -> output, [B, C, H, W], or with a bound [B, 2C, H, W], of which the second half is the
+            variance's. T is there because the bound is a sum over timesteps, of which one is drawn.
         x_0, eps: float32 [B, C, H, W]. label, timestep: int64 [B].
         alphas_cumprod, weights: float32 [T] on the same device.
     Returns: float32 scalar.
-    Source: Ho et al. 2020, eq. 14 (eps); Salimans & Ho 2022 (v).
+    Source: Ho et al. 2020, eq. 14 (eps); Salimans & Ho 2022 (v); Nichol & Dhariwal 2021, eq. 16 (the bound).
     """
     a = alphas_cumprod[timestep][:, None, None, None]
-    output = denoiser(add_noise(x_0, eps, a), timestep, label)
+    x_t = add_noise(x_0, eps, a)
+    output = denoiser(x_t, timestep, label)
+    if bound is not None:
+        output, v = output.chunk(2, dim=1)
     error = (output.float() - training_target(prediction, x_0, eps, a)).square().mean(dim=(1, 2, 3))
-    return (weights[timestep] * error).mean()
+    loss = (weights[timestep] * error).mean()
+    if bound is None:
+        return loss
+    return loss + HYBRID_WEIGHT * len(alphas_cumprod) * bound(x_0, x_t, timestep, output, v).mean().float()

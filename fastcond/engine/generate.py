@@ -16,6 +16,7 @@ from fastcond.diffusion import (
     StepTable,
     check_percentile,
     check_rescale,
+    ddpm,
     from_diffusers_config,
     guidance_per_row,
 )
@@ -63,8 +64,9 @@ def generate(
         labels: N integers in 0 .. K; K is the null label, "any class". A network that takes vectors (with "label_attention",
             one-hot, soft or several classes at once) is given float [N, K] too, of which zeros are the null label.
         guidance: w in u + w (c - u), one number or one an image; 1 is off.
-        sampler: "ddpm", "ddim", "dpmpp2m" or "heun", "scheduler" for the one that a model of diffusers came with, a function
-            (schedule, steps, prediction=...) -> StepTable, or a StepTable.
+        sampler: "ddpm" (with the variance that the model predicts, where it was trained to), "ddim", "dpmpp2m" or "heun",
+            "scheduler" for the one that a model of diffusers came with, a function (schedule, steps, prediction=...) ->
+            StepTable, or a StepTable.
         steps: steps of the sampler, 1 .. T; a step is one evaluation of the network, and up to two with heun.
         seed, indices: the noise of image i is a function of (seed, indices[i]) alone, whatever the batch and the other labels
             are. Both lie in [0, 2^32); indices default to 0 .. N-1.
@@ -280,7 +282,10 @@ def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] |
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")
         sampler = SAMPLERS[sampler]
-    return sampler(NoiseSchedule.from_config(model.diffusion), steps, prediction=model.diffusion.prediction)
+    schedule, prediction = NoiseSchedule.from_config(model.diffusion), model.diffusion.prediction
+    if sampler is ddpm and model.diffusion.variance != "fixed":
+        return ddpm(schedule, steps, prediction=prediction, variance=model.diffusion.variance)
+    return sampler(schedule, steps, prediction=prediction)
 
 
 def to_uint8(x_0: Tensor) -> np.ndarray:

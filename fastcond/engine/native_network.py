@@ -320,6 +320,7 @@ class NativeNetwork:
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         columns, slots = columns.contiguous(), slots.contiguous()
         y = torch.empty((batch, *self._out_shape), memory_format=torch.channels_last)
+        # The nearest number: of a batch slightly too large a part more would cost more than the caches' last misses.
         parts = round(batch / self.images_at_a_time)
         if parts > 1:
             copies = 1  # a part holds some images of one copy

@@ -95,7 +95,10 @@ def save_diffusers(
         raise ValueError(f"there are {len(names)} class names for {config.num_classes} classes")
     schedule, prediction = NoiseSchedule.from_config(model.diffusion), model.diffusion.prediction
     settings = {} if model.diffusion.scheduler is None else dict(model.diffusion.scheduler)
-    described_scheduler = settings or to_diffusers_config(schedule, prediction, scheduler)
+    variance = {} if model.diffusion.variance == "fixed" else {"variance_type": model.diffusion.variance}
+    if variance and not settings and scheduler == "DDIMScheduler":
+        raise ValueError("diffusers' DDIMScheduler takes no network that predicts a variance; save with DDPMScheduler")
+    described_scheduler = settings or to_diffusers_config(schedule, prediction, scheduler, **variance)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} already exists and is not empty; choose another place")
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

@@ -19,6 +19,7 @@ DIFFUSION = {
     "schedule": "schedule",
     "timesteps": "num_timesteps",
     "prediction": "prediction",
+    "variance": "variance",
     "zero_terminal_snr": "zero_terminal_snr",
 }
 TRAINING = {
@@ -53,15 +54,16 @@ def new_config(given: Mapping[str, Any], data: LabelledImages, device: torch.dev
     training.setdefault("compile", device.type == "cuda" and has_c_compiler())
     if given.get("minutes") is not None or given.get("steps") is not None:
         training |= {"minutes": given.get("minutes"), "steps": given.get("steps")}
+    diffusion = DiffusionConfig(**{**preset.diffusion, **_fields(given, DIFFUSION)})
     return RunConfig(
         network=UNetConfig(
             image_size=data.image_size,
             num_classes=data.num_classes,
             in_channels=data.channels,
-            out_channels=data.channels,
+            out_channels=data.channels * (2 if diffusion.variance == "learned_range" else 1),
             **{**preset.network, **_fields(given, NETWORK)},
         ),
-        diffusion=DiffusionConfig(**{**preset.diffusion, **_fields(given, DIFFUSION)}),
+        diffusion=diffusion,
         training=TrainingConfig(**training),
         data=DataConfig(given.get("data") or "sprites", given.get("labels"), given.get("size")),
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastcond.config import RunConfig, TrainingConfig
 from fastcond.data import LabelledImages
-from fastcond.diffusion import NoiseSchedule, diffusion_loss, loss_weights
+from fastcond.diffusion import NoiseSchedule, VariationalBound, diffusion_loss, loss_weights
 from fastcond.nn import ConditionalUNet
 from fastcond.ops.native import keep_freed_memory
 from fastcond.training.batches import Batch, BatchSource
@@ -97,6 +97,8 @@ class Trainer:
         self.alphas_cumprod = schedule.alphas_cumprod.float().to(device)
         weights = loss_weights(schedule, config.diffusion.prediction, training.weighting, training.min_snr_gamma)
         self.weights = weights.float().to(device)
+        learned = config.diffusion.variance == "learned_range"
+        self.bound = VariationalBound.of(schedule, config.diffusion.prediction, device) if learned else None
         self.batches = BatchSource(data, training, schedule.num_timesteps, config.network.null_label, device)
         self.step, self.elapsed_before = 0, 0.0
         self._loss_sum = torch.zeros((), device=device)
@@ -203,6 +205,7 @@ class Trainer:
                 alphas_cumprod=self.alphas_cumprod,
                 weights=self.weights,
                 prediction=self.config.diffusion.prediction,
+                bound=self.bound,
             )
 
     def _fraction(self, elapsed: float) -> float:
