@@ -59,6 +59,16 @@ def test_parts_of_a_batch_are_the_batch() -> None:
         assert torch.equal(frozen(x_t, 3, label), whole)
 
 
+@pytest.mark.parametrize(("batch", "size"), [(8, 8), (11, 11), (13, 7), (19, 10), (20, 10), (21, 7)])
+def test_a_batch_goes_into_the_nearest_number_of_parts(batch: int, size: int) -> None:
+    model = small_unet().eval()
+    frozen = FrozenUNet(model)
+    network = frozen.native_network(8, 8)
+    network.images_at_a_time = 8
+    frozen(*(lambda x_t, label: (x_t, 3, label))(*inputs(model, batch=batch)))
+    assert network._capacity == size
+
+
 @pytest.mark.parametrize("changes", [{}, SKIP_BLOCKS], ids=["plain", "skip blocks"])
 def test_copies_are_computed_alike(changes: dict[str, Any]) -> None:
     """What no condition enters runs once for both halves of a guided batch."""
