@@ -260,10 +260,7 @@ class DiffusionConfig:
         _require_choice("schedule", self.schedule, SCHEDULES)
         _require_choice("prediction", self.prediction, PREDICTIONS)
         _require_choice("variance", self.variance, VARIANCES)
-        _require(
-            self.variance == "fixed" or self.num_timesteps > 1,
-            "a learned variance needs 2 timesteps at least: at the first the posterior has none",
-        )
+        _require(self.variance == "fixed" or self.num_timesteps > 1, "a learned variance needs 2 timesteps at least")
         _require(self.num_timesteps >= 1, f"num_timesteps is {self.num_timesteps}; it must be at least 1")
         _require(
             not (self.zero_terminal_snr and self.prediction == "eps"),
@@ -347,14 +344,6 @@ class RunConfig:
     diffusion: DiffusionConfig
     training: TrainingConfig
     data: DataConfig
-
-    def __post_init__(self) -> None:
-        channels = self.network.in_channels * (2 if self.diffusion.variance == "learned_range" else 1)
-        _require(
-            self.network.out_channels == channels,
-            f"the network has {self.network.out_channels} output channels; of {self.network.in_channels} input channels and "
-            f"variance {self.diffusion.variance!r} {channels} are needed",
-        )
 
 
 def _round_up(value: int, factor: int) -> int:

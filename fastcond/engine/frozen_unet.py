@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fastcond.config import UNetConfig
 from fastcond.engine.conditioning_table import ConditioningTable
-from fastcond.engine.native_network import NativeForms, NativeNetwork
+from fastcond.engine.native_network import NativeNetwork, PackedWeights
 from fastcond.engine.network_walk import Walk
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
@@ -30,6 +31,14 @@ class Denoiser(Protocol):
     def static_tensors(self) -> dict[str, Tensor]:
         """Every tensor that a call may touch beyond its arguments and those it makes for itself, by name."""
         ...
+
+
+@dataclass
+class NativeForms:
+    """A network as native calls, one for each (height, width) that was asked for, and the packed weights that they share."""
+
+    weights: PackedWeights = field(default_factory=PackedWeights)
+    of_size: dict[tuple[int, int], NativeNetwork] = field(default_factory=dict)
 
 
 class FrozenUNet:

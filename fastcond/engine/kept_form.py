@@ -15,8 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from fastcond.engine.frozen_unet import FrozenUNet, has_native_dtype
-from fastcond.engine.native_network import NativeForms
+from fastcond.engine.frozen_unet import FrozenUNet, NativeForms, has_native_dtype
 from fastcond.nn import ConditionalUNet
 from fastcond.ops import native
 

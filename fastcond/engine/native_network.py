@@ -369,14 +369,6 @@ class NativeNetwork:
                 network.end_segment()
 
 
-@dataclass
-class NativeForms:
-    """A network as native calls, one for each (height, width) that was asked for, and the packed weights that they share."""
-
-    weights: PackedWeights = field(default_factory=PackedWeights)
-    of_size: dict[tuple[int, int], NativeNetwork] = field(default_factory=dict)
-
-
 def _behind(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """weight (norm.weight x + norm.bias) + bias as one affine map of x."""
     return weight * norm.weight.detach(), bias + weight @ norm.bias.detach()

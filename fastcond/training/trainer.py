@@ -80,6 +80,10 @@ class Trainer:
                 f"batch size {training.batch_size} cannot be split over {self.group.world_size} processes and "
                 f"{training.accumulation} micro-batches; make it a multiple of {parts}"
             )
+        learned = config.diffusion.variance == "learned_range"
+        channels, wanted = config.network.out_channels, config.network.in_channels * (2 if learned else 1)
+        if channels != wanted:
+            raise ValueError(f"the network has {channels} output channels; variance {config.diffusion.variance} needs {wanted}")
         self.micro_batch = training.batch_size // parts
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
@@ -97,7 +101,6 @@ class Trainer:
         self.alphas_cumprod = schedule.alphas_cumprod.float().to(device)
         weights = loss_weights(schedule, config.diffusion.prediction, training.weighting, training.min_snr_gamma)
         self.weights = weights.float().to(device)
-        learned = config.diffusion.variance == "learned_range"
         self.bound = VariationalBound.of(schedule, config.diffusion.prediction, device) if learned else None
         self.batches = BatchSource(data, training, schedule.num_timesteps, config.network.null_label, device)
         self.step, self.elapsed_before = 0, 0.0

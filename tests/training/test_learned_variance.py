@@ -122,9 +122,9 @@ def bits(trainer: Any) -> float:
     return float(found.mean())
 
 
-def test_channels_and_variance_must_agree() -> None:
-    config = learned_config()
-    with pytest.raises(ValueError, match="has 2 output channels; of 1 input channels and variance 'fixed' 1 are needed"):
-        dataclasses.replace(config, diffusion=DiffusionConfig())
+def test_channels_and_variance_must_agree(tmp_path: Path) -> None:
+    config = dataclasses.replace(learned_config(), diffusion=DiffusionConfig())
+    with pytest.raises(ValueError, match="has 2 output channels; variance fixed needs 1"):
+        make_trainer(tmp_path, config)
     with pytest.raises(ValueError, match="needs 2 timesteps at least"):
         DiffusionConfig(variance="learned_range", num_timesteps=1)
