@@ -54,8 +54,9 @@ def is_short(x: Tensor, *others: Tensor | None) -> bool:
         return False
     if type(x) not in _PLAIN or torch._C._dispatch_keys(x) not in _KEYS:
         return False
+    device = x.device
     for other in others:  # noqa: SIM110  (a generator takes longer than all of it)
-        if other is not None and (type(other) not in _PLAIN or not other.is_cpu):
+        if other is not None and (type(other) not in _PLAIN or other.device != device):
             return False
     return True
 
