@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastcond.config import UNetConfig
 from fastcond.engine.conditioning_table import ConditioningTable
-from fastcond.engine.native_network import NativeNetwork, PackedWeights
+from fastcond.engine.native_network import NativeNetwork
 from fastcond.engine.network_walk import Walk
+from fastcond.engine.packed_weights import PackedWeights
 from fastcond.engine.torch_operations import TorchOperations
 from fastcond.nn import ConditionalUNet
 from fastcond.ops import native

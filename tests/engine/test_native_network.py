@@ -105,5 +105,37 @@ def test_weights_are_those_at_freezing() -> None:
 def test_memory_is_used_again() -> None:
     """A network of n blocks needs no n maps."""
     network = FrozenUNet(small_unet(layers_per_block=6)).native_network(8, 8)
-    plans = (network._plan, network._private_plan)
-    assert sum(plan.floats for plan in plans) < sum(buffer.floats for plan in plans for buffer in plan.start) / 4
+    private = [sum(buffer.floats for buffer in of_segment) for of_segment in network._private]
+    of_all = sum(buffer.floats for buffer in network._plan.start) + sum(private)
+    assert network._plan.floats + max(private) < of_all / 4
+
+
+def test_memory_is_for_the_images_that_there_are_not_for_every_thread() -> None:
+    network = FrozenUNet(small_unet(block_out_channels=(16, 64), image_size=(32, 32))).native_network(32, 32)
+    network._lay_out(2, threads=64)
+    many = network._memory.numel()
+    network._lay_out(2, threads=1000)
+    assert network._memory.numel() == many
+    # At most one image less than a thread wants more than the batch, in any segment.
+    together = max(network._network.images_together(i) for i in range(len(network._private)))
+    most = max(sum(buffer.floats + 16 for buffer in of_segment) for of_segment in network._private)
+    assert many <= 2 * (network._plan.floats + 16) + (together + 1) * most + 64
+
+
+def test_images_go_through_in_groups_of_any_number(threads: None) -> None:
+    """Several groups a thread, threads that come and go, both copies of a guided batch; memory is poisoned before each."""
+    model = small_unet(block_out_channels=(64, 64), image_size=(16, 16)).eval()
+    frozen = FrozenUNet(model)
+    x_t, slots = inputs(model, batch=40)
+    columns = torch.randn(4, sum(site.width for site in frozen.walk.sites))
+    torch.set_num_threads(1)
+    alone = torch.cat([frozen.native_network(16, 16).evaluate(x_t[i : i + 1], columns, slots[i : i + 1]) for i in range(40)])
+    network = FrozenUNet(model).native_network(16, 16)
+    network.images_at_a_time = 40
+    for count, batch in ((3, 40), (1, 40), (4, 37), (2, 40), (5, 40), (2, 3)):
+        torch.set_num_threads(count)
+        network._memory.fill_(float("nan"))
+        assert torch.equal(network.evaluate(x_t[:batch], columns, slots[:batch]), alone[:batch])
+    torch.set_num_threads(2)
+    both = network.evaluate(torch.cat([x_t[:20], x_t[:20]]), columns, torch.cat([slots[:20], slots[:20]]), copies=2)
+    assert torch.equal(both, torch.cat([alone[:20], alone[:20]]))
