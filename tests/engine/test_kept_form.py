@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastcond import Pipeline
-from fastcond.engine import generate, generate_batches, kept_form, native_network, release
+from fastcond.engine import generate, generate_batches, kept_form, packed_weights, release
 from fastcond.nn import ConditionalUNet
 from fastcond.ops import native
 from tests.support.kernels import needs_native
@@ -35,13 +35,13 @@ def model() -> ConditionalUNet:
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often weights of a 3x3 convolution were packed: an entry each."""
     packed: list[int] = []
-    pack = native_network.pack_conv_weight
+    pack = packed_weights.pack_conv_weight
 
     def counted(weight: torch.Tensor) -> torch.Tensor:
         packed.append(weight.data_ptr())
         return pack(weight)
 
-    monkeypatch.setattr(native_network, "pack_conv_weight", counted)
+    monkeypatch.setattr(packed_weights, "pack_conv_weight", counted)
     return packed
 
 

@@ -19,9 +19,10 @@ _PHASES = [(row, column) for row in (0, 1) for column in (0, 1)]
 def is_worth_phases(channels: int, features: int, height: int, width: int) -> bool:
     """Whether four convolutions of a map [height, width] beat one of the doubled map, for a batch of one or two already.
 
-    Less arithmetic, but 100 numbers of weight a filter and not 36, which few tiles wait for. On one AVX-512 core, with weights that no
-    cache holds, an image of 4 x 4 tiles gained at any batch (1.1 to 1.4 times as fast, 256 and 512 channels); one of 2 x 2 lost alone
-    (0.6 to 0.9), two were even and eight gained (1.3), so those are for small weights. By the shape alone, as a result's bits are.
+    Less arithmetic, but 100 numbers of weight a filter and not 36, which few tiles wait for. On one AVX-512 core, with weights
+    that no cache holds, an image of 4 x 4 tiles gained at any batch (1.1 to 1.4 times as fast, 256 and 512 channels); one of
+    2 x 2 lost alone (0.6 to 0.9), two were even and eight gained (1.3), so those are for small weights. By the shape alone, as
+    a result's bits are.
     """
     tiles = -(-height // 4) * -(-width // 4)
     return channels * features <= 1024 * tiles**2
