@@ -22,6 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcond.ops.native import keep_freed_memory
+
 WAYS = ("ours", "reference", "eager", "compile", "copy")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -51,6 +53,7 @@ def measure(
     if benchmark.disabled:
         benchmark(run)
         return
+    keep_freed_memory()  # else a result of tens of megabytes is the system zeroing pages, or not, as the heap happens to lie
     calls, rounds = _plan(run)
     benchmark.pedantic(_synchronized(run, calls), rounds=rounds, iterations=calls)
     if moved is not None:

@@ -43,8 +43,9 @@ shape. *GB/s* counts the bytes that must move however it is done, and *of copy* 
 bytes. The other columns are the baseline's time over ours: above 1 ours is faster. *reference* is the op's definition in PyTorch,
 *eager* what one writes without it (for `diffusion_step` the scheduler of diffusers and guidance, for `norm_conv` our norm and
 `F.conv2d`, for `philox_normal` `torch.randn`), and *compile* is `torch.compile` of that (for `diffusion_step` and `norm_conv` of
-the same written by hand); `-` was not timed. A call finds its tensors in the caches as the call before left them. Machines
-differ and drift: compare within a row.
+the same written by hand); `-` was not timed. A call finds its tensors in the caches as the call before left them, and
+memory that the process has had before (`fastcond.ops.native.keep_freed_memory`, as in training), for whichever way: new pages are
+the system's to zero. Machines differ and drift: compare within a row.
 
 Whole networks are beside diffusers' module (as it is, in both memory formats, and under `torch.compile`) and the runtimes that
 it is converted to, each in the fastest setting found for it, with the same weights and on as many threads; `-` was not timed or
