@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -72,11 +73,6 @@ def draw(options: argparse.Namespace) -> int:
     batch_size = options.batch_size or DEFAULT_BATCH_SIZE
     # What one generator draws for an image depends on the batches before and on its own.
     noise = {} if options.rng == "philox" else {"rng": options.rng, "batch_size": batch_size}
-    for flag, is_given in {"precision bf16": options.precision == "bf16", "compile": options.compile}.items():
-        if noise and is_given:
-            raise ValueError(
-                f"--{flag} has no effect with --rng torch, which runs row by row in the model's own precision; leave it out"
-            )
     corrections = {"guidance_rescale": options.guidance_rescale, "dynamic_threshold": options.dynamic_threshold}
     corrections["cfg_plus_plus"] = options.cfg_plus_plus
     drawn_with = given | ({"precision": options.precision} if options.precision is not None else {})
@@ -148,16 +144,13 @@ def draw(options: argparse.Namespace) -> int:
     if options.gif and folder.begun_with:
         # Of the images in the picture, those that an earlier process drew: their frames are drawn again.
         again = layout.positions[layout.positions < folder.begun_with]
-        if noise and len(again):
-            # One generator draws the batches that they are in as a whole, and those before.
-            again = np.arange(min(folder.total, (again[-1] // batch_size + 1) * batch_size))
-        recorded = generate(
-            each[again],
-            indices=indices[again],
-            on_step=lambda row, first, x_0: frames.record(row, again[first : first + len(x_0)], x_0),
-        )
-        for _ in recorded:
-            pass
+        if noise:
+            generator = torch.Generator().manual_seed(options.seed)
+            for positions, skipped in _batches_with(again, batch_size, folder.total):
+                part = partial(generate, each[positions], indices=indices[positions], start=skipped, rng=generator)
+                _record_again(part, positions, frames)
+        else:
+            _record_again(partial(generate, each[again], indices=indices[again]), again, frames)
     write_png(layout.picture(folder.read(layout.positions.tolist())), folder.path / "grid.png")
     if options.gif:
         write_gif([layout.picture(frame) for frame in frames.images()], folder.path / "denoising.gif")
@@ -169,6 +162,24 @@ def draw(options: argparse.Namespace) -> int:
         f"with {chosen}, {how}: {folder.path / 'grid.png'}"
     )
     return 0
+
+
+def _batches_with(positions: np.ndarray, batch_size: int, total: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The batches that hold `positions`, each with those since the batch before, and how many images come before it.
+
+    Those since are there because one generator draws for every batch of a set in turn: their noise is drawn, nothing else.
+    """
+    done = 0
+    for first in np.unique(positions // batch_size) * batch_size:
+        end = min(total, int(first) + batch_size)
+        yield np.arange(done, end), int(first) - done
+        done = end
+
+
+def _record_again(generate: Callable[..., Iterator[np.ndarray]], positions: np.ndarray, frames: Frames) -> None:
+    """Draw images that are there already, for their frames. positions: of those that `generate` is called for."""
+    for _ in generate(on_step=lambda row, first, x_0: frames.record(row, positions[first : first + len(x_0)], x_0)):
+        pass
 
 
 class Layout:

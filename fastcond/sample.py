@@ -77,17 +77,21 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--eta", type=number, help="noise of ddim, 0 (none, the default) to 1")
     parser.add_argument(
-        "--seed", type=seed_number, default=0, help="image i of a label depends on (seed, i), but with --rng torch (default 0)"
+        "--seed",
+        type=seed_number,
+        default=0,
+        help="image i of a label depends on (seed, i) alone, except with --rng torch (default 0)",
     )
     parser.add_argument(
         "--rng",
         choices=["philox", "torch"],
         default="philox",
         help="whose noise: philox (the default), or torch, to compare with a pipeline of diffusers: drawn as it draws from "
-        "torch.Generator().manual_seed(SEED), label by label and batch by batch, so that --n and --batch-size count too",
+        "torch.Generator().manual_seed(SEED), label by label and batch by batch, so that an image then depends on the order of "
+        "--label, on --n and on --batch-size too",
     )
     parser.add_argument(
-        "--batch-size", type=whole_number, help="images at a time; does not change them, but with --rng torch (default 64)"
+        "--batch-size", type=whole_number, help="images at a time; does not change them, except with --rng torch (default 64)"
     )
     parser.add_argument(
         "--out",

@@ -12,6 +12,7 @@ import torch
 
 from fastcond import drawing
 from fastcond.engine import to_uint8
+from fastcond.engine.executor import EagerExecutor
 from tests.support.command_lines import assert_one_line, sample_here
 from tests.support.networks import perturb
 from tests.support.tiny_runs import write_run
@@ -40,7 +41,7 @@ def pipeline_folder(folder: Path, scheduler: str, *, classes: int | None, null_l
         num_class_embeds=classes,
     ).eval()
     perturb(network)
-    made = getattr(diffusers, scheduler)(num_train_timesteps=100, **settings)
+    made = getattr(diffusers, scheduler)(**{"num_train_timesteps": 100, **settings})
     pipeline = getattr(diffusers, scheduler.replace("Scheduler", "Pipeline"))(network, made)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
@@ -113,13 +114,15 @@ def test_labels_and_batches_in_order(tmp_path: Path, scheduler: str, settings: d
         assert np.abs(together - by_four).max() > GRAY_LEVELS, "what a step draws for a batch comes before the next batch's"
 
 
-def test_ddim_s_noise(run: Path, tmp_path: Path) -> None:
-    """A run of ours and a sampler of ours: eta's noise comes from the generator too."""
-    flags = ("--run", run, "--label", "0", "--n", "2", "--sampler", "ddim", "--steps", "4", "--rng", "torch")
-    for eta in ("0", "1"):
-        assert sample_here(*flags, "--eta", eta, "--out", tmp_path / eta) == 0
-    with np.load(tmp_path / "0" / "samples.npz") as without, np.load(tmp_path / "1" / "samples.npz") as with_noise:
-        assert not np.array_equal(without["images"], with_noise["images"])
+def test_ddim_s_noise(tmp_path: Path) -> None:
+    """A sampler of ours: eta's noise comes from the generator too, as that of diffusers' scheduler does."""
+    # The steps divide T: elsewhere the two go to other noise levels.
+    own = {"num_train_timesteps": 20 * STEPS, "timestep_spacing": "trailing"}
+    pipeline = pipeline_folder(tmp_path / "pipeline", "DDIMScheduler", classes=4, null_label=True, **own)
+    flags = ("--label", "2,0", "--n", 2, "--sampler", "ddim", "--rng", "torch", "--eta")
+    with_noise, batches = drawn(tmp_path / "pipeline", *flags, 1), [[2, 2, 0, 0]]
+    assert np.abs(with_noise - loop(pipeline, batches, eta=1.0)).max() <= GRAY_LEVELS
+    assert np.abs(with_noise - loop(pipeline, batches)).max() > GRAY_LEVELS, "without eta there is no such noise"
 
 
 def test_it_is_said_and_kept_with_the_set(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,16 +165,39 @@ def test_a_set_that_was_interrupted_is_gone_on_with(run: Path, tmp_path: Path, m
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
 
 
+def test_frames_are_drawn_again_without_the_other_batches(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 18 batches those that hold an image of the picture: two of the first label's, three of the second's."""
+    monkeypatch.setattr(drawing, "_MOST_ROWS_A_LABEL", 1)
+    flags = ("--run", run, "--label", "0,1", "--n", "43", "--steps", "2", "--rng", "torch", "--batch-size", "5")
+    out, batches = tmp_path / "set", []
+    assert sample_here(*flags, "--gif", "--out", out) == 0
+    expected = (out / "denoising.gif").read_bytes()
+    (out / "denoising.gif").unlink()
+    begin = EagerExecutor.begin
+
+    def counted(executor: EagerExecutor, batch: Any) -> Any:
+        batches.append(len(batch.labels) // 2)
+        return begin(executor, batch)
+
+    monkeypatch.setattr(EagerExecutor, "begin", counted)
+    assert sample_here(*flags, "--gif", "--out", out, "--resume") == 0
+    assert batches == [5] * 5
+    assert (out / "denoising.gif").read_bytes() == expected
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--precision", "bf16"), "--precision bf16 has no effect with --rng torch, which runs row by row in the model's own"),
-        (("--compile",), "--compile has no effect with --rng torch"),
+        (("--rng", "torch", "--precision", "bf16"), "precision bf16 has no effect with rng torch: images are then drawn row by"),
+        (("--rng", "torch", "--compile"), "compile has no effect with rng torch"),
+        (("--guide", "RUN", "--precision", "bf16"), "precision bf16 has no effect with guide: images"),
+        (("--sampler", "ddim", "--cfg-plus-plus", "--compile"), "compile has no effect with cfg_plus_plus: images"),
     ],
 )
 def test_flags_without_effect_are_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
 ) -> None:
-    code = sample_here("--run", run, "--label", "0", "--rng", "torch", *flags, "--out", tmp_path / "s")
+    own = [run if flag == "RUN" else flag for flag in flags]
+    code = sample_here("--run", run, "--label", "0", *own, "--out", tmp_path / "s")
     assert_one_line(code, capsys, message)
     assert not (tmp_path / "s").exists()

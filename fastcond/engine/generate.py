@@ -81,6 +81,7 @@ def generate(
         cfg_plus_plus: with ddim: x_0 is guided, and u is what is noised again ("CFG++"); guidance then lies in [0, 1].
             With either, a GPU executes row by row in the model's own precision.
         precision: what the network computes in; by default "bf16" on a GPU that has it, elsewhere "fp32", the only one on a CPU.
+            What runs row by row refuses to be asked for "bf16" or to compile.
             Samples, coefficients, norms and the conditioning are float32 with either. With "fp32", PyTorch's settings say
             whether a GPU may use TF32.
         compile: whether `torch.compile` makes the network on a GPU faster, before the first image; later calls with the model
@@ -199,7 +200,13 @@ def generate_batches(
             f"guidance is {guidance}, but the network was trained without a null label; it can be sampled with 1 only"
         )
     scales = np.broadcast_to(scales, (count,))
-    executor = _executor(model, precision, compile, guide, plain=label.ndim == 2 or guide is not None or cfg_plus_plus)
+    reasons = {
+        "rng torch": drawn_from is not None,
+        "guide": guide is not None,
+        "cfg_plus_plus": cfg_plus_plus,
+        "labels that are vectors": label.ndim == 2,
+    }
+    executor = _executor(model, precision, compile, guide, plain_for=[reason for reason, holds in reasons.items() if holds])
 
     def draw(first: int) -> np.ndarray:
         part = slice(first, first + batch_size)
@@ -247,11 +254,22 @@ def release(model: ConditionalUNet) -> None:
 
 
 def _executor(
-    model: ConditionalUNet, precision: str | None, compile: bool | None, guide: ConditionalUNet | None, plain: bool
+    model: ConditionalUNet,
+    precision: str | None,
+    compile: bool | None,
+    guide: ConditionalUNet | None,
+    plain_for: Sequence[str],
 ) -> Executor:
-    """What runs the model's batches: the one place that asks for the device. plain: there is more to it than is recorded."""
+    """What runs the model's batches: the one place that asks for the device. plain_for: what there is that is not recorded.
+
+    Raises: ValueError for what was asked for and cannot be had, on this device or with these.
+    """
+    for asked, is_asked in (("precision bf16", precision == "bf16"), ("compile", compile)):
+        if plain_for and is_asked:
+            found = f"{asked} has no effect with {' and '.join(plain_for)}"
+            raise ValueError(f"{found}: images are then drawn row by row in the model's own precision; leave it out")
     dtype = choose_dtype(precision, model)
-    if plain:
+    if plain_for:
         return EagerExecutor(model, guide)
     if next(model.parameters()).device.type == "cuda":
         return graph_executor(model, dtype, compiled=has_c_compiler() if compile is None else compile)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -209,3 +210,26 @@ def test_precision_and_compilation_on_a_cpu() -> None:
         with pytest.raises(ValueError, match=message):
             generate(model, [0], steps=1, **options)
     assert (generate(model, [0], steps=1, precision="fp32", compile=False) == generate(model, [0], steps=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"rng": "torch"}, "rng torch"),
+        ({"rng": [torch.Generator()]}, "rng torch"),
+        ({"guide": small_unet()}, "guide"),
+        ({"cfg_plus_plus": True}, "cfg_plus_plus"),
+        ({"cfg_plus_plus": True, "rng": torch.Generator()}, "rng torch and cfg_plus_plus"),
+    ],
+)
+def test_what_runs_row_by_row_refuses_what_has_no_effect(options: dict[str, Any], reason: str) -> None:
+    """And takes what it does anyway."""
+    model, settings = small_unet(), {"steps": 2, "sampler": "ddim", **options}
+    for asked, flags in (("precision bf16", {"precision": "bf16"}), ("compile", {"compile": True})):
+        message = f"{asked} has no effect with {reason}: images are then drawn row by row in the model's own precision; leave it"
+        with pytest.raises(ValueError, match=message):
+            generate(model, [0], **flags, **settings)
+    assert generate(model, [0], precision="fp32", compile=False, **settings).shape == (1, 8, 8, 3)
+    vectors = small_unet(conditioning="label_attention")
+    with pytest.raises(ValueError, match="compile has no effect with labels that are vectors: images"):
+        generate(vectors, np.eye(3, dtype=np.float32), steps=1, compile=True)
