@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from fastcond.image_path import check_image_path
+
 Conditioning = Literal["adagn", "scale_shift", "bias", "label_attention"]
 Prediction = Literal["eps", "v", "x_0"]
 Variance = Literal["fixed", "learned_range"]
@@ -147,10 +149,8 @@ class UNetConfig:
             )
             attends = any(self.attends(way, level) for way in ("down", "up")) or (last and self.mid_block and self.mid_attention)
             head_dim = self._head_dim(channels)
-            _require(
-                not attends or channels % head_dim == 0,
-                f"{channels} channels cannot be divided into heads of {head_dim}; change attention_head_dim",
-            )
+            has_heads = not attends or channels % head_dim == 0
+            _require(has_heads, f"{channels} channels cannot be divided into heads of {head_dim}; change attention_head_dim")
         _require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must lie in [0, 1)")
 
     def _check_blocks(self) -> None:
@@ -164,19 +164,16 @@ class UNetConfig:
         _require_choice("time_embedding", self.time_embedding, TIME_EMBEDDINGS)
         _require_choice("class_embedding", self.class_embedding, CLASS_EMBEDDINGS)
         _require(self.downsample_padding in (0, 1), f"downsample_padding is {self.downsample_padding}; choose 0 or 1")
-        _require(
-            self.time_embedding != "learned" or self.num_timesteps is not None,
-            "a learned time embedding has one row a timestep; give num_timesteps",
-        )
+        rows_known = self.time_embedding != "learned" or self.num_timesteps is not None
+        _require(rows_known, "a learned time embedding has one row a timestep; give num_timesteps")
         of_label = self.conditioning == "label_attention"
         for block in (*(self.down_block_types or ()), *(self.up_block_types or ())):
             _require(of_label or not block.startswith("CrossAttn"), f"{block} needs conditioning 'label_attention'")
             _require(not of_label or "Skip" not in block, f"{block} cannot be combined with conditioning 'label_attention'")
         _require(not of_label or self.class_embedding == "table", "with label_attention leave class_embedding as it is")
-        skips = all(self.skips(way, level) for way in ("down", "up") for level in range(levels))
-        _require(
-            skips or self.norm_num_groups is not None, "norm_num_groups is None, which only Skip blocks allow; give a number"
-        )
+        grouped = self.norm_num_groups or all(self.skips(way, level) for way in ("down", "up") for level in range(levels))
+        _require(bool(grouped), "norm_num_groups is None, which only Skip blocks allow; give a number")
+        check_image_path(self.down_block_types, self.up_block_types, self.in_channels, self.out_channels)
         _require(self.mid_block_scale_factor > 0, f"mid_block_scale_factor is {self.mid_block_scale_factor}; it must be positive")
 
     @property
@@ -227,9 +224,8 @@ class UNetConfig:
         return "resnet" if block.startswith("Resnet") else "conv"
 
     def _block_type(self, way: str, level: int) -> str | None:
-        if way == "down":
-            return None if self.down_block_types is None else self.down_block_types[level]
-        return None if self.up_block_types is None else self.up_block_types[-1 - level]
+        types, place = (self.down_block_types, level) if way == "down" else (self.up_block_types, -1 - level)
+        return None if types is None else types[place]
 
 
 @dataclass(frozen=True)

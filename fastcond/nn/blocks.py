@@ -20,7 +20,7 @@ class FusedGroupNorm(nn.Module):
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, activation: Literal["silu"] | None = None) -> None:
         super().__init__()
-        _check_groups(num_channels, num_groups)
+        check_groups(num_channels, num_groups)
         self.num_groups, self.eps, self.activation = num_groups, eps, activation
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
@@ -55,7 +55,7 @@ class AdaGroupNorm(nn.Module):
         activation: Literal["silu"] | None = None,
     ) -> None:
         super().__init__()
-        _check_groups(num_channels, num_groups)
+        check_groups(num_channels, num_groups)
         self.num_groups, self.eps, self.activation = num_groups, eps, activation
         self.linear = nn.Linear(embedding_dim, 2 * num_channels)
         _zero(self.linear)
@@ -250,11 +250,10 @@ def _resample(x: Tensor, how: Literal["down", "up"]) -> Tensor:
     return F.avg_pool2d(x, 2) if how == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def _check_groups(channels: int, groups: int) -> None:
+def check_groups(channels: int, groups: int, settings: str = "block_out_channels or norm_num_groups") -> None:
+    """Raises: ValueError where the channels are no whole groups. settings: what both numbers come from."""
     if groups < 1 or channels % groups:
-        raise ValueError(
-            f"a norm of {channels} channels cannot have {groups} groups; change block_out_channels or norm_num_groups"
-        )
+        raise ValueError(f"a norm of {channels} channels cannot have {groups} groups; change {settings}")
 
 
 def _zero(layer: nn.Module) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcond.config import UNetConfig
-from fastcond.nn.blocks import FirFilter, FusedGroupNorm, ResnetBlock, SelfAttention
+from fastcond.nn.blocks import FirFilter, FusedGroupNorm, ResnetBlock, SelfAttention, check_groups
 
 _DIVISOR = 2**0.5
 _IMAGE_CHANNELS = 3  # in diffusers' blocks, whatever the network's are
@@ -61,7 +61,7 @@ class SkipUpBlock(nn.Module):
         self.resnets = nn.ModuleList()
         for own, skip in zip(inputs, skip_channels, strict=True):
             # With attention, diffusers divides the skip's channels alone by four before it adds them.
-            groups = min(own + skip // 4, 32) if attends else _groups(own + skip)
+            groups = _checked(own + skip, min(own + skip // 4, 32)) if attends else _groups(own + skip)
             self.resnets.append(_resnet(config, own + skip, channels, groups))
         if attends:
             self.attentions = nn.ModuleList([_attention(config, channels)])
@@ -91,34 +91,19 @@ class SkipUpBlock(nn.Module):
         return x, image
 
 
-def check_image_path(config: UNetConfig) -> None:
-    """Whether the image has the size and the channels of the maps that it is added to.
-
-    Raises: ValueError naming what does not fit. Blocks of other types neither halve nor double it.
-    """
-    levels = len(config.block_out_channels)
-    for way, name, key, channels, halving in (
-        ("down", "SkipDownBlock2D", "in_channels", config.in_channels, range(levels - 1)),
-        ("up", "SkipUpBlock2D", "out_channels", config.out_channels, range(1, levels)),
-    ):
-        ours = [level for level in range(levels) if config.skips(way, level)]
-        used = [level for level in ours if level in halving]
-        if used and channels != _IMAGE_CHANNELS:
-            raise ValueError(f"{key} is {channels}; with a {name} that resamples it must be {_IMAGE_CHANNELS}")
-        if used and not set(range(used[-1])) <= set(ours):
-            raise ValueError(
-                f"{way}_block_types has Skip blocks at a level whose finer levels do not all have them; the image passed on "
-                "has another size there"
-            )
-
-
 def _resnet(config: UNetConfig, in_channels: int, channels: int, groups: int) -> ResnetBlock:
     return ResnetBlock(config, in_channels, channels, divisor=_DIVISOR, groups=(groups, _groups(channels)))
 
 
 def _attention(config: UNetConfig, channels: int) -> SelfAttention:
-    return SelfAttention(config, channels, _ATTENTION_GROUPS, _DIVISOR)
+    return SelfAttention(config, channels, _checked(channels, _ATTENTION_GROUPS), _DIVISOR)
 
 
 def _groups(channels: int) -> int:
-    return min(channels // 4, 32)
+    return _checked(channels, min(channels // 4, 32))
+
+
+def _checked(channels: int, groups: int) -> int:
+    # A Skip block's groups follow from its channels alone, whatever norm_num_groups is.
+    check_groups(channels, groups, "block_out_channels")
+    return groups

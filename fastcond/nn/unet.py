@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fastcond.config import DiffusionConfig, UNetConfig
-from fastcond.nn.blocks import FusedGroupNorm, ResnetBlock, SelfAttention, make_downsampler, make_upsampler
+from fastcond.nn.blocks import FusedGroupNorm, ResnetBlock, SelfAttention, check_groups, make_downsampler, make_upsampler
 from fastcond.nn.embeddings import EmbeddingMLP, FourierProjection, sinusoidal_embedding
 from fastcond.nn.label_attention import LabelMLP, LabelTransformer, label_vector
-from fastcond.nn.skip_blocks import SkipDownBlock, SkipUpBlock, check_image_path
+from fastcond.nn.skip_blocks import SkipDownBlock, SkipUpBlock
 
 
 class DownBlock(nn.Module):
@@ -55,6 +55,8 @@ class MidBlock(nn.Module):
         super().__init__()
         channels, divisor = config.block_out_channels[-1], config.mid_block_scale_factor
         if config.mid_attention:
+            if config.mid_attention_norm_groups:
+                check_groups(channels, config.mid_attention_norm_groups, "block_out_channels or mid_attention_norm_groups")
             self.attentions = nn.ModuleList([make_attention(config, channels, config.mid_attention_norm_groups, divisor)])
         self.resnets = nn.ModuleList(ResnetBlock(config, channels, channels, divisor=divisor) for _ in range(2))
 
@@ -115,7 +117,6 @@ class ConditionalUNet(nn.Module):
 
     def __init__(self, config: UNetConfig, diffusion: DiffusionConfig | None = None) -> None:
         super().__init__()
-        check_image_path(config)
         self.config, self.diffusion = config, diffusion or DiffusionConfig()
         channels, dim = config.block_out_channels, config.embedding_dim
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)

@@ -138,7 +138,7 @@ def test_skip_blocks_stand_where_they_can_in_diffusers() -> None:
         try:
             expected = output(network)
         except RuntimeError:
-            with pytest.raises(ValueError, match="at a level whose finer levels do not all have them"):
+            with pytest.raises(ValueError, match=r"resamples an image that the (Down|Up)Block2D of level \d does not"):
                 ours(network)
             found[False] += 1
         else:

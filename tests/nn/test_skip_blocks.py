@@ -73,24 +73,39 @@ SKIP_DOWN, SKIP_UP = ("SkipDownBlock2D",) * 2, ("SkipUpBlock2D",) * 2
     [
         (
             {"down_block_types": SKIP_DOWN, "in_channels": 1},
-            "in_channels is 1; with a SkipDownBlock2D that resamples it must be 3",
+            r"in_channels is 1, but the SkipDownBlock2D of level 0 \(0 is the finest\) resamples an image of 3 channels; "
+            "give 3 or another block type",
         ),
-        ({"up_block_types": SKIP_UP, "out_channels": 6}, "out_channels is 6; with a SkipUpBlock2D that resamples it must be 3"),
+        ({"up_block_types": SKIP_UP, "out_channels": 6}, "out_channels is 6, but the SkipUpBlock2D of level 1 "),
         (
             {"up_block_types": ("AttnSkipUpBlock2D", "UpBlock2D")},
-            "up_block_types has Skip blocks at a level whose finer levels do not all have them",
+            r"up_block_types is \('AttnSkipUpBlock2D', 'UpBlock2D'\), but the AttnSkipUpBlock2D of level 1 \(0 is the finest\) "
+            "resamples an image that the UpBlock2D of level 0 does not; use Skip blocks at all finer levels, or not here",
         ),
         (
             {
                 "down_block_types": ("DownBlock2D", "SkipDownBlock2D", "DownBlock2D"),
                 "block_out_channels": (32, 32, 32),
             },
-            "down_block_types has Skip blocks at a level whose finer levels do not all have them",
+            r"down_block_types is \('DownBlock2D', 'SkipDownBlock2D', 'DownBlock2D'\), but the SkipDownBlock2D of level 1 .* "
+            "that the DownBlock2D of level 0 does not",
         ),
         ({"down_block_types": SKIP_DOWN, "block_out_channels": (32, 36)}, "36 channels cannot be divided into 32 groups"),
         (
             {"down_block_types": SKIP_DOWN, "up_block_types": SKIP_UP, "block_out_channels": (32, 74), "mid_block": False},
-            "a norm of 74 channels cannot have 18 groups; change block_out_channels or norm_num_groups",
+            "a norm of 74 channels cannot have 18 groups; change block_out_channels$",
+        ),
+        (
+            {
+                "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+                "block_out_channels": (32, 48),
+                "norm_num_groups": 16,
+            },
+            "a norm of 48 channels cannot have 32 groups; change block_out_channels$",
+        ),
+        (
+            {"mid_attention_norm_groups": 24},
+            "a norm of 64 channels cannot have 24 groups; change block_out_channels or mid_attention_norm_groups",
         ),
         ({"norm_num_groups": None}, "norm_num_groups is None, which only Skip blocks allow; give a number"),
         (
@@ -104,3 +119,11 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, Any], message: str) 
     with pytest.raises(ValueError, match=message) as caught:
         ConditionalUNet(small_config(**options))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"down_block_types": SKIP_DOWN, "in_channels": 1}, {"up_block_types": (*SKIP_UP[:1], "UpBlock2D")}]
+)
+def test_an_image_that_does_not_fit_is_refused_before_there_is_a_network(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"of level \d \(0 is the finest\) resamples an image"):
+        small_config(conditioning="bias", **changes)
