@@ -119,8 +119,8 @@ def test_ddim_s_noise(tmp_path: Path) -> None:
     # The steps divide T: elsewhere the two go to other noise levels.
     own = {"num_train_timesteps": 20 * STEPS, "timestep_spacing": "trailing"}
     pipeline = pipeline_folder(tmp_path / "pipeline", "DDIMScheduler", classes=4, null_label=True, **own)
-    flags = ("--label", "2,0", "--n", 2, "--sampler", "ddim", "--rng", "torch", "--eta")
-    with_noise, batches = drawn(tmp_path / "pipeline", *flags, 1), [[2, 2, 0, 0]]
+    flags = ("--label", "2,0", "--n", 2, "--batch-size", 3, "--sampler", "ddim", "--rng", "torch", "--eta")
+    with_noise, batches = drawn(tmp_path / "pipeline", *flags, 1), [[2, 2, 0], [0]]
     assert np.abs(with_noise - loop(pipeline, batches, eta=1.0)).max() <= GRAY_LEVELS
     assert np.abs(with_noise - loop(pipeline, batches)).max() > GRAY_LEVELS, "without eta there is no such noise"
 

@@ -45,6 +45,7 @@ class StepTable:
         timesteps: int64 [N], or float32 [N] where a sampler visits what lies between; what the network is told at each row,
             noisiest first.
         keeps_history: rows read h, the x0 of the row before. draws_noise: some row's k_n is not 0.
+        draws_in_vain: diffusers' scheduler draws noise for the rows of size 0 too; `fastcond.engine.torch_noise` does as it does.
         initial_scale: the standard deviation of the first x; 1 but for samplers that follow diffusers in sigma.
         threshold: dynamic thresholding in place of the clamp.
         learned_noise: the noise's size comes from the network, whose output then has 2C channels, and not from k_n, which is 0.
@@ -58,6 +59,7 @@ class StepTable:
     initial_scale: float = 1.0
     threshold: DynamicThreshold | None = None
     learned_noise: LearnedNoise | None = None
+    draws_in_vain: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -68,7 +70,7 @@ class StepTable:
     def from_columns(cls, timesteps: Tensor, columns: Mapping[str, Tensor], **others: Any) -> StepTable:
         """Build a table from float64 [N] columns; a column that is absent is 0, an absent c is infinite (no clamping).
 
-        others: initial_scale, threshold, learned_noise.
+        others: initial_scale, threshold, learned_noise, draws_in_vain.
         Raises: ValueError for an unknown column, a c that is not positive, or a value that is not a number.
         """
         rows = len(timesteps)
@@ -91,7 +93,9 @@ class StepTable:
         )
 
     def noisy_rows(self) -> list[bool]:
-        """Which rows add noise, by k_n or of the network's own size."""
+        """For which rows noise is drawn: those that add some, by k_n or of the network's own size, or all."""
+        if self.draws_in_vain:
+            return [True] * self.num_rows
         sizes = self.column("k_n") if self.learned_noise is None else self.learned_noise.coefficients[:, 0]
         return [bool(size) for size in sizes.tolist()]
 

@@ -73,6 +73,25 @@ def test_images_are_a_pipelines(config: dict[str, Any], each: bool) -> None:
     assert np.abs(other.astype(int) - expected.astype(int)).max() > GRAY_LEVELS, "philox is other noise"
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "DDPMScheduler"},
+        {"_class_name": "DDIMScheduler", "eta": 0.7},
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+        {"_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+    ],
+    ids=lambda config: config["_class_name"],
+)
+def test_a_second_batch_is_a_second_call_of_the_pipeline(config: dict[str, Any]) -> None:
+    """With the same generator: also where the scheduler draws for a last step that adds nothing."""
+    model, generator = small_unet().eval(), torch.Generator().manual_seed(7)
+    settings, own = settings_of(config)
+    expected = np.concatenate([to_uint8(pipeline(config, model, part, 5, generator)) for part in (LABELS[:2], LABELS[2:])])
+    ours = generate(model, LABELS, sampler=table_of(settings, 5, **own), rng="torch", seed=7, batch_size=2)
+    assert np.abs(ours.astype(int) - expected.astype(int)).max() <= GRAY_LEVELS
+
+
 def test_a_list_of_generators_does_not_depend_on_the_batch() -> None:
     model, table = small_unet().eval(), table_of({"_class_name": "DDPMScheduler"}, 5)
 

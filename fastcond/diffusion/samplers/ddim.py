@@ -32,7 +32,7 @@ def ddim(
     timesteps = spaced_timesteps(schedule.num_timesteps, steps, spacing)
     a, a_next = alphas_along(schedule, timesteps)
     columns = ddim_columns(a, a_next, prediction, *ddim_sizes(a, a_next, eta), rederive_eps=rederive_eps)
-    return StepTable.from_columns(timesteps, {**columns, "c": a * 0 + clip})
+    return StepTable.from_columns(timesteps, {**columns, "c": a * 0 + clip}, draws_in_vain=eta > 0)
 
 
 def ddim_sizes(a: Tensor, a_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:

@@ -85,4 +85,4 @@ def edm(
     sign = 1.0 if prediction == "eps" else -1.0
     predicted = {"p_x": p_x[at], "p_o": sign * p_o[at], "c": p_x[at] * 0 + clip}
     c_noise = (0.25 * s[:-1].float().log())[at]
-    return StepTable.from_columns(c_noise, {**predicted, **columns}, initial_scale=scale)
+    return StepTable.from_columns(c_noise, {**predicted, **columns}, initial_scale=scale, draws_in_vain=method == "sde")

@@ -82,4 +82,4 @@ def ddim_scheduler(
     a_next = torch.where(before >= 0, schedule.alphas_cumprod[before.clamp(min=0)], final)
     sigma, direction = ddim_sizes(a.float(), a_next.float(), eta)
     columns = ddim_columns(a, a_next, prediction, sigma.double(), direction.double(), rederive_eps=rederive_eps)
-    return bounded(StepTable.from_columns(timesteps, columns), clip, threshold)
+    return bounded(StepTable.from_columns(timesteps, columns, draws_in_vain=eta > 0), clip, threshold)

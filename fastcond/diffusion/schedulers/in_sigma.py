@@ -70,7 +70,8 @@ def dpm_solver_scheduler(
         raise ValueError(f"order is {order}; a table keeps one earlier prediction, so 1 or 2")
     columns = multistep(alpha, sigma, second_order=second_order & (order == 2), solver=solver, stochastic=stochastic)
     p_x, p_o = x_0_coefficients(prediction, alpha[:-1].square())
-    table = StepTable.from_columns(torch.from_numpy(timesteps), {"p_x": p_x, "p_o": p_o, **columns})
+    rows_of = {"p_x": p_x, "p_o": p_o, **columns}
+    table = StepTable.from_columns(torch.from_numpy(timesteps), rows_of, draws_in_vain=stochastic)
     return bounded(table, math.inf, threshold)
 
 
