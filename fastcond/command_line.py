@@ -129,6 +129,11 @@ def path(text: str) -> str:
     return text
 
 
+def word(text: str) -> str:
+    """argparse type: one of some words, in which `-` may stand for `_`."""
+    return text.replace("-", "_")
+
+
 def whole_number(text: str) -> int:
     """argparse type: an integer of at least 1; underscores may group its digits."""
     if re.fullmatch(r"\d[\d_]*", text) is None or int(text) == 0:

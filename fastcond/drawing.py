@@ -29,8 +29,8 @@ _GIF_FRAMES = 50
 _STEPS = 100
 
 
-def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
-    """The labels that --label asks for, in its order. K stands for "null".
+def choose_labels(text: str, class_names: Sequence[str], has_null_label: bool = True) -> list[int]:
+    """The labels that --label asks for, in its order. K stands for "null", where the network has that.
 
     Raises: ValueError for an index out of range or a name that is unknown, with the list of those that are known.
     """
@@ -43,14 +43,15 @@ def choose_labels(text: str, class_names: Sequence[str]) -> list[int]:
             labels.append(known[word])
         elif word == ALL_NAME:
             labels += range(len(class_names))
-        elif word == NULL_NAME:
+        elif word == NULL_NAME and has_null_label:
             labels.append(len(class_names))
         elif re.fullmatch(r"-?\d+", word) and 0 <= int(word) < len(class_names):
             labels.append(int(word))
         else:
+            known_words = f"{ALL_NAME} and {NULL_NAME}" if has_null_label else f"and {ALL_NAME}; it has no null label"
             names = ", ".join(f"{label} {name}" for label, name in enumerate(class_names[:50]))
             more = f" and {len(class_names) - 50} more" if len(class_names) > 50 else ""
-            raise ValueError(f"--label {word!r} is no class of this run; it knows {names}{more}, all and null")
+            raise ValueError(f"--label {word!r} is no class of this run; it knows {names}{more}, {known_words}")
     if not labels:
         raise ValueError(f"--label {text!r} names no class; give a class name, an index, all or null")
     repeated = {label for label in labels if labels.count(label) > 1}
@@ -64,7 +65,9 @@ def draw(options: argparse.Namespace) -> int:
     loaded = open_model(options.run, step=options.checkpoint, device=choose_device(options.device))
     network, chosen = loaded.model.config, options.sampler or loaded.sampler
     guide = None if options.guide is None else open_model(options.guide, device=choose_device(options.device))
-    labels = choose_labels(options.label, loaded.class_names)
+    labels = choose_labels(options.label, loaded.class_names, network.has_null_label)
+    if options.cfg == 1.0 and guide is not None:
+        raise ValueError("--guide has no effect with --cfg 1, its default; give a --cfg such as 2")
     flags = {"variance": ("ddpm", options.variance), "eta": ("ddim", options.eta)}
     for flag, (sampler, value) in flags.items():
         if value is not None and chosen != sampler:
@@ -154,9 +157,20 @@ def draw(options: argparse.Namespace) -> int:
     write_png(layout.picture(folder.read(layout.positions.tolist())), folder.path / "grid.png")
     if options.gif:
         write_gif([layout.picture(frame) for frame in frames.images()], folder.path / "denoising.gif")
+    if options.cfg == 1.0 and options.guidance_rescale:
+        warnings.warn("--guidance-rescale has no effect with --cfg 1, its default", stacklevel=1)
     shown = ", ".join(names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
     evaluations = "" if table.num_rows == steps else f" ({table.num_rows} evaluations)"
-    how = f"{steps} steps{evaluations}, cfg {options.cfg:g}" + (", rng torch" if noise else "")
+    how = ", ".join(
+        [
+            f"{steps} steps{evaluations}",
+            f"cfg {options.cfg:g}{'++' if options.cfg_plus_plus else ''}",
+            *([] if guide is None else [f"guide {options.guide}"]),
+            *([f"guidance rescale {options.guidance_rescale:g}"] if options.guidance_rescale else []),
+            *([f"dynamic threshold {options.dynamic_threshold:g}"] if options.dynamic_threshold else []),
+            *(["rng torch"] if noise else []),
+        ]
+    )
     print(
         f"drew {options.n} of each: {shown}; from {'' if loaded.step is None else f'step {loaded.step} of '}{options.run} "
         f"with {chosen}, {how}: {folder.path / 'grid.png'}"

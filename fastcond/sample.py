@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fastcond.command_line import Parser, importing, number, path, run, seed_number, whole_number
+from fastcond.command_line import Parser, importing, number, path, run, seed_number, whole_number, word
 from fastcond.config import PRECISIONS, SAMPLER_NAMES
 
 PROGRAM = "python -m fastcond.sample"
@@ -72,6 +72,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--variance",
+        type=word,
         choices=["fixed_small", "fixed_large", "learned_range"],
         help="of ddpm's noise (default what the model predicts, else fixed_small)",
     )

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastcond.command_line import Parser, choose_device, image_size, importing, number, path, run, seed_number, whole_number
+from fastcond.command_line import Parser, choose_device, image_size, importing, number, path, run, seed_number, whole_number, word
 from fastcond.config import CONDITIONINGS, LR_SCHEDULES, PRECISIONS, PREDICTIONS, SCHEDULES, VARIANCES, WEIGHTINGS
 from fastcond.presets import PRESETS
 
@@ -60,7 +60,7 @@ def build_parser() -> Parser:
     network.add_argument("--preset", choices=["auto", *PRESETS], help="network size (default auto: by image size and device)")
     network.add_argument(
         "--conditioning",
-        type=lambda name: name.replace("-", "_"),
+        type=word,
         choices=CONDITIONINGS,
         help="how labels enter (default the preset's)",
     )
@@ -70,7 +70,7 @@ def build_parser() -> Parser:
     network.add_argument("--prediction", choices=PREDICTIONS, help="what the network predicts (default the preset's)")
     network.add_argument(
         "--variance",
-        type=lambda name: name.replace("-", "_"),
+        type=word,
         choices=VARIANCES,
         help="of ddpm's noise: fixed (default) or learned_range, which the network then predicts too",
     )

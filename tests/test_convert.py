@@ -55,6 +55,7 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     capsys.readouterr()
     for arguments, message in [
         ((runs / "adagn", tmp_path / "x"), "conditioning 'adagn' cannot be expressed in diffusers' UNet2DModel"),
+        ((runs / "adagn", tmp_path / "x"), "train with --conditioning bias, scale_shift or label-attention"),
         ((tmp_path / "nowhere", tmp_path / "x"), "there is no run in"),
         ((runs / "bias", converted), "already exists and is not empty"),
         ((runs / "bias", tmp_path / "x", "--scheduler", "MagicScheduler"), "'MagicScheduler'"),

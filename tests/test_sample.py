@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fastcond import generate, load_run
+from fastcond.drawing import choose_labels
 from tests.support.command_lines import assert_one_line, sample_here, start, train_here
 
 
@@ -257,3 +258,36 @@ def test_a_guide_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert_one_line(code, capsys, "there is no run in")
     code = sample_here("--run", run, "--label", "1", "--cfg-plus-plus", "--out", tmp_path / "s")
     assert_one_line(code, capsys, "cfg_plus_plus needs a sampler that noises its prediction again; use ddim")
+    more = ("--sampler", "ddim", "--cfg-plus-plus", "--cfg", "2.6", "--out", tmp_path / "s")
+    assert_one_line(sample_here("--run", run, "--label", "1", *more), capsys, "with cfg_plus_plus it lies in 0 to 1")
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_last_line_says_how_it_was_guided(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--run", run, "--label", "1", "--n", "1", "--steps", "2", "--sampler", "ddim")
+    both = ("--cfg", "0.5", "--guide", run, "--cfg-plus-plus", "--guidance-rescale", "0.7", "--dynamic-threshold", "0.9")
+    assert sample_here(*flags, *both, "--out", tmp_path / "s") == 0
+    expected = f"2 steps, cfg 0.5++, guide {run}, guidance rescale 0.7, dynamic threshold 0.9: "
+    assert expected in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="--guidance-rescale has no effect with --cfg 1"):
+        assert sample_here(*flags, "--guidance-rescale", "0.7", "--out", tmp_path / "t") == 0
+
+
+def test_null_is_a_label_where_the_network_has_it() -> None:
+    assert choose_labels("null,1", ["a", "b"]) == [2, 1]
+    with pytest.raises(ValueError, match="'null' is no class of this run; it knows 0 a, 1 b, and all; it has no null label"):
+        choose_labels("null", ["a", "b"], has_null_label=False)
+
+
+def test_a_folder_of_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = sample_here("--run", tmp_path, "--label", "1")
+    assert_one_line(code, capsys, f"there is no run in {tmp_path}, and no model of diffusers: it holds neither config.json nor")
+    code = sample_here("--run", "google/ddpm-cat", "--label", "1")
+    assert_one_line(code, capsys, "there is no run in google/ddpm-cat, the folder does not exist", "nothing is downloaded")
+
+
+def test_a_variance_by_either_spelling(run: Path, tmp_path: Path) -> None:
+    flags = ("--run", run, "--label", "1", "--n", "1", "--steps", "2")
+    for name in ("fixed-large", "fixed_large"):
+        assert sample_here(*flags, "--variance", name, "--out", tmp_path / name) == 0
+        assert json.loads((tmp_path / name / "samples.json").read_text())["variance"] == "fixed_large"

@@ -190,7 +190,8 @@ def test_frames_are_drawn_again_without_the_other_batches(run: Path, tmp_path: P
     [
         (("--rng", "torch", "--precision", "bf16"), "precision bf16 has no effect with rng torch: images are then drawn row by"),
         (("--rng", "torch", "--compile"), "compile has no effect with rng torch"),
-        (("--guide", "RUN", "--precision", "bf16"), "precision bf16 has no effect with guide: images"),
+        (("--guide", "RUN", "--cfg", "2", "--precision", "bf16"), "precision bf16 has no effect with guide: images"),
+        (("--guide", "RUN"), "--guide has no effect with --cfg 1"),
         (("--sampler", "ddim", "--cfg-plus-plus", "--compile"), "compile has no effect with cfg_plus_plus: images"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcond.config import UNetConfig
+from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.diffusion import (
     SAMPLERS,
     NoiseSchedule,
@@ -31,6 +32,7 @@ from fastcond.nn import ConditionalUNet
 DEFAULT_BATCH_SIZE = 64
 OWN_SCHEDULER = "scheduler"  # the sampler that a model of diffusers comes with
 
+_SCHEDULE_RTOL = 1e-3  # a product of a thousand betas in float32 is off by some 1e-4
 _K_O = 5  # of a row's coefficients: what the network's output is multiplied by
 
 OnStep = Callable[[int, int, Tensor], None]
@@ -195,6 +197,8 @@ def generate_batches(
         _check_guide(model, guide)
     if cfg_plus_plus and not bool((table.coefficients[:, _K_O] != 0).any()):
         raise ValueError("cfg_plus_plus needs a sampler that noises its prediction again; use ddim")
+    if cfg_plus_plus and ((scales < 0) | (scales > 1)).any():
+        raise ValueError(f"guidance is {guidance}; with cfg_plus_plus it lies in 0 to 1")
     if guide is None and not config.has_null_label and (scales != 1.0).any():
         raise ValueError(
             f"guidance is {guidance}, but the network was trained without a null label; it can be sampled with 1 only"
@@ -241,6 +245,14 @@ def generate_batches(
                     run.advance(row)
                     if on_step is not None:
                         on_step(row, first, run.x_0)
+                finite = run.x.flatten(1).isfinite().all(dim=1)
+                if not bool(finite.all()):
+                    place = first + int(finite.logical_not().nonzero()[0])
+                    warnings.warn(
+                        f"image {place} came out as numbers that are not finite, and is black there; look at the model's weights "
+                        "and at what it was guided by",
+                        stacklevel=3,
+                    )
                 return to_uint8(run.x)
 
     return map(draw, range(start, count, batch_size))
@@ -284,22 +296,43 @@ def _check_guide(model: ConditionalUNet, guide: ConditionalUNet) -> None:
         ours, theirs = getattr(model.config, name), getattr(guide.config, name)
         if ours != theirs:
             raise ValueError(f"the guide's {name} is {theirs}, the model's {ours}; they must agree")
-    if model.diffusion != guide.diffusion:
-        raise ValueError(f"the guide's process is {guide.diffusion}, the model's {model.diffusion}; they must agree")
+    ours, theirs = model.diffusion, guide.diffusion
+    for name in ("num_timesteps", "prediction"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ValueError(f"the guide's {name} is {getattr(theirs, name)}, the model's {getattr(ours, name)}; they must agree")
+    # By the numbers, which diffusers keeps in float32 and which other settings may give too.
+    if _is_edm(ours) != _is_edm(theirs):
+        raise ValueError("one of the model and its guide has a scheduler of EDM, whose networks predict another thing")
+    a, b = (_schedule(config).alphas_cumprod for config in (ours, theirs))
+    if not torch.allclose(a, b, rtol=_SCHEDULE_RTOL, atol=1e-9):
+        t = int((a - b).abs().argmax())
+        raise ValueError(f"the guide's alphas_cumprod at timestep {t} is {b[t]:.4g}, the model's {a[t]:.4g}; they must agree")
+
+
+def _is_edm(config: DiffusionConfig) -> bool:
+    return config.scheduler is not None and str(config.scheduler.get("_class_name")).startswith("EDM")
+
+
+def _schedule(config: DiffusionConfig) -> NoiseSchedule:
+    """Of any scheduler, EDM's training noise levels too."""
+    return NoiseSchedule.from_config(config) if config.scheduler is None else from_diffusers_config(config.scheduler).schedule
 
 
 def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] | StepTable, steps: int) -> StepTable:
     """The table that `generate` executes for this model, on the CPU."""
     if isinstance(sampler, StepTable):
         return sampler
+    own = None
     if sampler == OWN_SCHEDULER:
         if model.diffusion.scheduler is None:
             raise ValueError(f"the model comes with no scheduler of its own; choose one of {', '.join(SAMPLERS)}")
-        sampler = from_diffusers_config(model.diffusion.scheduler).sampler
+        sampler = own = from_diffusers_config(model.diffusion.scheduler).sampler
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")
         sampler = SAMPLERS[sampler]
+    if own is None and _is_edm(model.diffusion):
+        raise ValueError(f"the model is one of EDM, which its own scheduler samples only; use sampler {OWN_SCHEDULER!r}")
     schedule, prediction = NoiseSchedule.from_config(model.diffusion), model.diffusion.prediction
     if sampler is ddpm and model.diffusion.variance != "fixed":
         return ddpm(schedule, steps, prediction=prediction, variance=model.diffusion.variance)

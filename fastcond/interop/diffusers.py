@@ -17,7 +17,7 @@ from fastcond.diffusion import NoiseSchedule, from_diffusers_config, to_diffuser
 from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
 from fastcond.interop.unet2d_condition_config import label_unet_config, unet2d_condition_config
 from fastcond.interop.unet2d_config import CLASS, unet2d_config, unet_config
-from fastcond.interop.weights import load_into, read_file, read_folder
+from fastcond.interop.weights import load_into, naming, read_file, read_folder
 from fastcond.nn import ConditionalUNet
 from fastcond.training.run_directory import read_json
 
@@ -25,6 +25,8 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 LABELS_NAME = "class_labels.json"
 _LABEL_MLP_NAMES = ("emb_net.safetensors", "emb_net.pth", "emb_net.pt")
 _LABEL_MLP = "label_embedding."
+# What of a config the weights' shapes follow from.
+_SHAPING = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "in_channels", "out_channels")
 
 
 def load_diffusers(
@@ -53,25 +55,38 @@ def load_diffusers(
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
+    if (folder / "checkpoints").is_dir():
+        raise ValueError(f"{folder} is a run of fastcond; load it with fastcond.load_run")
     is_pipeline = (folder / "model_index.json").is_file()
     # Pipelines of diffusers' first versions, google/ddpm-* among them, hold their parts in the folder itself.
     is_flat = not (folder / "unet").is_dir() and (folder / "config.json").is_file()
     unet = folder / "unet" if is_pipeline and not is_flat else folder
-    config = _read_json(unet / "config.json")
+    place = unet / "config.json"
+    config = _read_json(place)
+    if "_class_name" not in config:
+        raise ValueError(f"{place} has no _class_name, so it is no model's of diffusers; {CLASS} and {CONDITION_CLASS} are known")
+    unsaid = [key for key in _SHAPING if key not in config]
     if null_label is None:
         null_label = any(_names_null_label(place) for place in (folder / LABELS_NAME, unet / LABELS_NAME))
     weights = read_folder(unet, variant)
     if config.get("_class_name") == CONDITION_CLASS:
-        mlp = _read_label_mlp(_find_label_mlp(unet, label_mlp))
+        mlp_path = _find_label_mlp(unet, label_mlp)
+        mlp = _read_label_mlp(mlp_path)
         hidden, classes = mlp["linear_1.weight"].shape
-        network = label_unet_config(
-            config, num_classes=classes, label_hidden_dim=hidden, has_null_label=null_label, image_size=image_size
-        )
+        with naming(place, unsaid):
+            network = label_unet_config(
+                config, num_classes=classes, label_hidden_dim=hidden, has_null_label=null_label, image_size=image_size
+            )
+        width, wanted = len(mlp["linear_2.weight"]), network.label_token_dim or network.label_context_dim
+        if width != wanted:
+            raise ValueError(f"{mlp_path} makes tokens of {width} numbers; {place} says {wanted}")
         weights.update({_LABEL_MLP + name: value for name, value in mlp.items()})
     else:
-        network = unet_config(config, has_null_label=null_label, image_size=image_size)
+        with naming(place, unsaid):
+            network = unet_config(config, has_null_label=null_label, image_size=image_size)
     model = ConditionalUNet(network, _diffusion(folder))
-    load_into(model, weights, unet)
+    with naming(unet, unsaid):
+        load_into(model, weights)
     return model.requires_grad_(False).eval()
 
 
@@ -146,11 +161,12 @@ def _diffusion(folder: Path) -> DiffusionConfig:
     """What the pipeline's scheduler says; DDPM's defaults where there is none."""
     path = folder / "scheduler" / "scheduler_config.json"
     path = path if path.is_file() else folder / path.name
+    index = folder / "model_index.json"
+    if index.is_file() and "scheduler" in _read_json(index) and not path.is_file():
+        raise FileNotFoundError(f"{index} names a scheduler, and scheduler/{path.name} is missing; the folder is not whole")
     config: Mapping[str, Any] = _read_json(path) if path.is_file() else {"_class_name": "DDPMScheduler"}
-    try:
+    with naming(path):
         found = from_diffusers_config(config)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     return DiffusionConfig(num_timesteps=found.schedule.num_timesteps, prediction=found.prediction, scheduler=dict(config))
 
 
@@ -162,8 +178,8 @@ def _find_label_mlp(unet: Path, given: str | Path | None) -> Path:
             if (folder / name).is_file():
                 return folder / name
     raise FileNotFoundError(
-        f"{unet} is a {CONDITION_CLASS}, which is told a token; no {', '.join(_LABEL_MLP_NAMES)} is there or beside it: name the "
-        "file of the label MLP (label_mlp)"
+        f"{unet} is a {CONDITION_CLASS}, which is told a token; no {', '.join(_LABEL_MLP_NAMES)} is there or beside it: copy the "
+        "label MLP's file there, or name it: fastcond.load_diffusers(..., label_mlp=...)"
     )
 
 
@@ -173,7 +189,8 @@ def _read_label_mlp(path: Path) -> dict[str, Tensor]:
     layers = sorted({int(match[1]) for name in weights if (match := re.fullmatch(r"(\d+)\.(weight|bias)", name))})
     expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     if len(layers) != 2 or set(weights) != expected:
-        raise ValueError(f"{path} holds {', '.join(sorted(weights))[:200]}; two Linears of a Sequential are needed")
+        found = ", ".join(sorted(weights))[:200] or "nothing"
+        raise ValueError(f"{path} holds {found}; two Linears of a Sequential are needed, such as 0 and 2")
     first, second = (weights[f"{layer}.weight"] for layer in layers)
     if first.dim() != 2 or second.dim() != 2 or second.shape[1] != first.shape[0]:
         raise ValueError(f"{path}: weights of shapes {list(first.shape)} and {list(second.shape)} do not follow one another")

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.diffusion import from_diffusers_config
-from fastcond.interop.weights import load_into, read_file
+from fastcond.interop.weights import load_into, naming, read_file
 from fastcond.nn import ConditionalUNet
 
 QKVOrder = Literal["legacy", "new"]
@@ -85,7 +85,9 @@ def load_guided_diffusion(
         model = ConditionalUNet(config, _diffusion(found, image_size, schedule, num_timesteps))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    load_into(model, _renamed(weights, found, head_dim, qkv_order), path)
+    renamed = _renamed(weights, found, head_dim, qkv_order)
+    with naming(path):
+        load_into(model, renamed)
     return model.requires_grad_(False).eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def open_model(path: str | Path, *, step: int | None = None, device: str | torch
     """
     folder = Path(path)
     if not is_diffusers_folder(folder):
+        if folder.is_dir() and not (folder / "config.json").exists():
+            raise FileNotFoundError(
+                f"there is no run in {folder}, and no model of diffusers: it holds neither config.json nor model_index.json"
+            )
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"there is no run in {folder}, the folder does not exist; make one with: python -m fastcond.train --out "
+                f"{shlex.quote(str(folder))}; a model of diffusers is named by its folder on this machine, nothing is downloaded"
+            )
         run = load_run(folder, step=step, device=device)
         knows = run.config.training.label_dropout > 0
         return Opened(run.model, run.class_names, run.step, run.weights_sha256, knows, "ddpm")

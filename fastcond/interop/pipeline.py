@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,9 @@ class Pipeline:
         Returns: a `PipelineOutput`.
         Raises: ValueError naming the argument that does not fit and what was found.
         """
+        unknown = sorted(options.keys() - inspect.signature(generate).parameters.keys())
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)}: no such argument; images are asked for by class_labels and guidance_scale")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is {output_type!r}; choose pil, np or pt")
         if generator is not None and seed is not None:

@@ -97,7 +97,8 @@ def unet2d_config(config: UNetConfig) -> dict[str, Any]:
     """
     if config.conditioning not in _CONDITIONING.values():
         raise ValueError(
-            f"conditioning {config.conditioning!r} cannot be expressed in diffusers' {CLASS}; it knows 'bias' and 'scale_shift'"
+            f"conditioning {config.conditioning!r} cannot be expressed in diffusers' {CLASS}; train with --conditioning bias, "
+            "scale_shift or label-attention for a network that diffusers has"
         )
     if config.class_embedding_mlp:
         raise ValueError(f"diffusers' {CLASS} has no MLP behind its class-embedding table (class_embedding_mlp)")

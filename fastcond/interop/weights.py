@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +62,30 @@ def read_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             loaded: Any = safetensors.torch.load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of pickle's protocol, about files that are refused next
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is no whole file of weights, or holds more than weights: {reason}") from error
+        raise ValueError(f"{path} is no whole file of weights, or holds more than weights: {_reason(error)}") from error
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path} holds {type(loaded).__name__}, not a dictionary of tensors")
     return dict(loaded)
 
 
-def load_into(module: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
+@contextmanager
+def naming(path: Path, unsaid: Sequence[str] = ()) -> Iterator[None]:
+    """Begin a ValueError with the file that it is about, and end it with what its config left to diffusers' defaults."""
+    try:
+        yield
+    except ValueError as error:
+        defaults = f"; its config.json does not say {', '.join(unsaid)}: diffusers' defaults were taken" if unsaid else ""
+        raise ValueError(f"{path}: {error}{defaults}") from error
+
+
+def load_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into a module of the same names and shapes, in the module's dtype.
 
-    Raises: ValueError naming what is missing, not expected, of another shape or no floating-point numbers.
+    Raises: ValueError naming what is missing, not expected, of another shape, no floating-point numbers or not finite.
     """
     own = module.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
@@ -80,13 +93,25 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], origin: Path) ->
         found = [
             f"{len(names)} {what} ({', '.join(names[:3])})" for names, what in ((missing, "missing"), (extra, "unknown")) if names
         ]
-        raise ValueError(f"{origin} does not fit its config: of the weights are {' and '.join(found)}")
+        raise ValueError(f"it does not fit its config: of the weights are {' and '.join(found)}")
     for name, value in weights.items():
         if value.shape != own[name].shape:
-            raise ValueError(f"{origin}: {name} is {list(value.shape)}; its config says {list(own[name].shape)}")
+            raise ValueError(f"{name} is {list(value.shape)}; its config says {list(own[name].shape)}")
         if not value.is_floating_point():
-            raise ValueError(f"{origin}: {name} is {value.dtype}, no weights")
+            raise ValueError(f"{name} is {value.dtype}, no weights")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} holds numbers that are not finite; its training went wrong, or the file")
     module.load_state_dict(dict(weights))
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong with a file, without PyTorch's advice to load it in full, which would run what it holds."""
+    text = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", text)
+        found = f"it names {named[1]}, code that would run" if named else "it is a pickle of something else"
+        return f"{found}; nothing of it was run; save the weights as safetensors"
+    return text.split(". ")[0][:200] if isinstance(error, RuntimeError | SafetensorError) else "it cannot be read as one"
 
 
 def _find(folder: Path, variant: str | None) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastcond.config import DiffusionConfig
-from fastcond.diffusion import NoiseSchedule, ddim
+from fastcond.diffusion import NoiseSchedule, ddim, to_diffusers_config
 from fastcond.engine import generate
 from fastcond.nn import ConditionalUNet
 from fastcond.ops import philox_normal
@@ -82,7 +82,39 @@ def test_refusals() -> None:
     model = small_unet().eval()
     with pytest.raises(ValueError, match="the guide's num_classes is 4, the model's 3; they must agree"):
         images(model, guide=small_unet(num_classes=4))
-    with pytest.raises(ValueError, match="the guide's process is"):
-        images(model, guide=small_unet(dataclasses.replace(DiffusionConfig(), prediction="v")))
+    for change, message in (
+        ({"prediction": "v"}, "the guide's prediction is v, the model's eps; they must agree"),
+        ({"num_timesteps": 500}, "the guide's num_timesteps is 500, the model's 1000; they must agree"),
+        ({"schedule": "cosine"}, r"the guide's alphas_cumprod at timestep \d+ is [\d.]+, the model's [\d.]+; they must agree"),
+        ({"scheduler": {"_class_name": "EDMEulerScheduler"}}, "one of the model and its guide has a scheduler of EDM"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            images(model, guide=small_unet(dataclasses.replace(DiffusionConfig(), **change)))
     with pytest.raises(ValueError, match="cfg_plus_plus needs a sampler that noises its prediction again; use ddim"):
         images(model, cfg_plus_plus=True, sampler="ddpm")
+    for w in (-0.1, 2.5, [0.5, 1.0, 1.5]):
+        with pytest.raises(ValueError, match="with cfg_plus_plus it lies in 0 to 1"):
+            images(model, cfg_plus_plus=True, guidance=w)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+def test_a_guide_agrees_by_the_numbers_of_its_schedule(name: str) -> None:
+    model = small_unet().eval()
+    same = DiffusionConfig(scheduler=to_diffusers_config(NoiseSchedule.linear(), "eps", name))
+    guide = small_unet(same, seed=5).eval()
+    assert np.array_equal(images(model, guidance=1.7, guide=guide), images(model, guidance=1.7, guide=small_unet(seed=5).eval()))
+
+
+def test_a_model_of_edm_is_sampled_by_its_own_scheduler_only() -> None:
+    model = small_unet(DiffusionConfig(scheduler={"_class_name": "EDMEulerScheduler"})).eval()
+    assert images(model, sampler="scheduler").shape == (3, 8, 8, 3)
+    with pytest.raises(ValueError, match="the model is one of EDM, which its own scheduler samples only"):
+        images(model, sampler="ddim")
+
+
+def test_an_image_that_is_not_finite_is_named() -> None:
+    model = small_unet().eval()
+    with torch.no_grad():
+        model.conv_out.bias.fill_(torch.nan)
+    with pytest.warns(UserWarning, match="image 0 came out as numbers that are not finite"):
+        images(model)

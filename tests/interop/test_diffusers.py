@@ -156,6 +156,9 @@ def test_the_blog_s_network_without_its_mlp(tmp_path: Path) -> None:
     torch.save({"0.weight": torch.ones(3, 5)}, tmp_path / "emb_net.pth")
     with pytest.raises(ValueError, match="two Linears of a Sequential are needed"):
         load_diffusers(tmp_path)
+    torch.save(label_mlp(nn.Linear(5, 10), nn.GELU(), nn.Linear(10, 11)).state_dict(), tmp_path / "emb_net.pth")
+    with pytest.raises(ValueError, match=r"emb_net.pth makes tokens of 11 numbers; .*config.json says 12"):
+        load_diffusers(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["UNet2DModel", "UNet2DConditionModel"])
@@ -232,6 +235,23 @@ def damaged(folder: Path, what: str) -> None:
         safetensors.torch.save_file({**weights, "conv_in.bias": torch.ones(3)}, safe)
     elif what == "integers":
         safetensors.torch.save_file({**weights, "conv_in.bias": torch.ones(16, dtype=torch.int32)}, safe)
+    elif what == "not a number":
+        safetensors.torch.save_file({**weights, "conv_in.bias": torch.full((16,), torch.nan)}, safe)
+    elif what == "an empty config":
+        config.write_text("{}")
+    elif what in ("half a config", "a short config"):
+        absent = "block_out_channels" if what == "half a config" else "layers_per_block"
+        kept = {key: value for key, value in json.loads(config.read_text()).items() if key != absent}
+        config.write_text(json.dumps(kept))
+    elif what == "text":
+        safe.unlink()
+        (folder / "diffusion_pytorch_model.bin").write_text("hello")
+    elif what == "a run":
+        (folder / "checkpoints").mkdir()
+    elif what == "a list for an index":
+        (folder / "model_index.json").write_text("[]")
+    elif what == "no scheduler":
+        (folder / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDPMScheduler"]}))
     elif what == "no config":
         config.unlink()
     elif what == "broken config":
@@ -269,14 +289,22 @@ def damaged(folder: Path, what: str) -> None:
         ("unknown weight", r"of the weights are 1 unknown \(extra.weight\)"),
         ("wrong shape", r"conv_in.bias is \[3\]; its config says \[16\]"),
         ("integers", "conv_in.bias is torch.int32, no weights"),
+        ("not a number", "conv_in.bias holds numbers that are not finite"),
+        ("an empty config", "config.json has no _class_name"),
+        ("half a config", r"levels; its config.json does not say block_out_channels: diffusers' defaults were taken"),
+        ("a short config", r"missing .*; its config.json does not say layers_per_block: diffusers' defaults were taken"),
+        ("text", "diffusion_pytorch_model.bin is no whole file of weights, or holds more than weights: it cannot be read as one"),
+        ("a run", "is a run of fastcond; load it with fastcond.load_run"),
+        ("a list for an index", "model_index.json holds list, not an object"),
+        ("no scheduler", "scheduler/scheduler_config.json is missing"),
         ("no config", "config.json is missing"),
         ("broken config", "is not valid JSON"),
         ("a list for a config", "holds list, not an object"),
         ("another class", "_class_name is 'AutoencoderKL'"),
-        ("wrong type in config", "block_out_channels"),
+        ("wrong type in config", "config.json: .*block_out_channels"),
         ("no weights", "holds no diffusion_pytorch_model.safetensors"),
-        ("code", "is no whole file of weights, or holds more than weights"),
-        ("code in a zip", "is no whole file of weights, or holds more than weights"),
+        ("code", "holds more than weights: it is a pickle of something else; nothing of it was run; save the weights as"),
+        ("code in a zip", r"holds more than weights: it names posix.mkdir, code that would run; nothing of it was run"),
         ("a shard elsewhere", "names '../../etc/passwd', which is not a file beside it"),
         ("a missing shard", "shard-00001.safetensors is missing"),
     ],
@@ -287,3 +315,4 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path: Path, what: str, mess
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         load_diffusers(tmp_path)
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+    assert "weights_only" not in str(caught.value), "PyTorch's advice would run it"

@@ -79,6 +79,8 @@ def test_the_global_generator_repeats_a_call(pipeline: Pipeline) -> None:
 def test_refusals(pipeline: Pipeline, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pipeline(**arguments)
+    with pytest.raises(TypeError, match="negative_prompt: no such argument; images are asked for by class_labels"):
+        pipeline([0], negative_prompt="ugly")
     with pytest.raises(ValueError, match="there are 2 class names for 3 classes"):
         Pipeline(pipeline.unet, ["a", "b"])
 
