@@ -29,6 +29,10 @@ struct Product {
     int64_t chunk_stride;  // from a chunk of v to the next
     int64_t channels;
     int64_t width;         // features in a row of u, a panel's or 16
+    // Asked for meanwhile, a term after the other: lines of the weights of the product that comes next, where the processor's own
+    // prefetching stops at each page. Two lines a term, of which the second may be the first again.
+    const float* ahead = nullptr;
+    int64_t ahead_step = 0, ahead_second = 0;
 };
 
 // Adds one term to every sum: of a column of `left`, whose rows are `row_stride` floats apart, and a row of `right`.
@@ -65,14 +69,13 @@ template <int rows, int vectors>
 void multiply(const Product& p) {
     FloatRegister sums[rows][vectors];
     set_zero(sums);
-    const float *v = p.v, *u = p.u;
-    const int64_t next = p.channels * p.width;
+    const float *v = p.v, *u = p.u, *ahead = p.ahead;
     for (int64_t left = p.channels; left > 0; left -= lanes, v += p.chunk_stride)
         for (int64_t c = 0; c < smaller(left, lanes); ++c, u += p.width) {
 #if defined(__GNUC__)
-            // The weights of the product that comes next: the processor's own prefetching stops at each page.
-#pragma GCC unroll 2
-            for (int64_t j = 0; j < vectors * register_lanes; j += 16) __builtin_prefetch(u + next + j);
+            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead + p.ahead_second);
+            ahead += p.ahead_step;
 #endif
             add_term<rows, vectors, int(lanes)>(sums, v + c, u);
         }
@@ -119,6 +122,23 @@ FASTCOND_INLINE Product moved(Product p, int64_t row, int64_t column) {
     p.m += row * panel + column;
     return p;
 }
+// What a pass of `passes` over the same columns asks for. Each of the first two asks for half of what comes next, so that memory is
+// busy all the while.
+template <typename P>
+FASTCOND_INLINE P looking_ahead(const P& p, int64_t, int64_t, int64_t) { return p; }
+FASTCOND_INLINE Product looking_ahead(Product p, int64_t columns, int64_t pass, int64_t passes) {
+    p.ahead = p.u + p.channels * p.width;
+    p.ahead_step = p.width;
+    if (columns == 2 * 16 && columns == p.width) {
+        if (passes == 1) {
+            p.ahead_second = 16;
+        } else {
+            p.ahead += pass == 1 ? p.channels * 16 : 0;
+            p.ahead_step = pass < 2 ? 16 : 0;
+        }
+    }
+    return p;
+}
 FASTCOND_INLINE ColumnProduct moved(ColumnProduct p, int64_t row, int64_t column) {
     p.left += row;
     p.right += column;
@@ -134,8 +154,8 @@ FASTCOND_INLINE void multiply_all(const P& p, int64_t rows, int64_t columns) {
     for (int64_t column = 0; column < columns; column += pair)
         for (int64_t pass = 0, row = 0, here = 0; pass < passes; ++pass, row += here) {
             here = rows / passes + (pass < rows % passes);
-            if (columns - column >= pair) multiply_rows<2>(here, moved(p, row, column));
-            else multiply_rows<1>(here, moved(p, row, column));
+            if (columns - column >= pair) multiply_rows<2>(here, looking_ahead(moved(p, row, column), pair, pass, passes));
+            else multiply_rows<1>(here, looking_ahead(moved(p, row, column), register_lanes, pass, passes));
         }
 }
 
