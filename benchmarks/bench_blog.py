@@ -1,6 +1,6 @@
 """Twenty images as the blog draws them, by its pipeline around diffusers' network and by ours: `benchmarks.blog_run` says what.
 
-A run of diffusers takes up to half a minute, so of 200 steps one is timed; before it, a run of two steps has made everything ready.
+A run of diffusers takes up to half a minute: of 200 steps one is timed. Before it, a run of two steps has made everything ready.
 """
 
 from __future__ import annotations
