@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.guided_run import Process, by_scheduler
-from benchmarks.measuring import DEVICE, describe, measure
+from benchmarks.measuring import DEVICE, SECONDS_OF_NETWORK, describe, measure
 from benchmarks.networks import NETWORKS, STEPS
 from benchmarks.peers import COMPILED, PEERS
 from benchmarks.tables import EVALUATION, GUIDED_RUN
@@ -100,7 +100,8 @@ def bench_evaluation(benchmark: Any, network: str, batch: int, peer: str) -> Non
         allowed = {"fp32": tolerances.NETWORK_RELATIVE, "bf16": tolerances.BF16_NETWORK_RELATIVE}[PEERS[peer].precision]
         assert error <= allowed, f"{peer}: error {error:.3g} against float64, {allowed:.3g} allowed"
         figures = {"relative_error": error, "prepare_s": round(ready, 2)}
-        measure(benchmark, EVALUATION, f"{network}, batch {batch}", peer, lambda: evaluate(x, ROW), **figures)
+        case, seconds = f"{network}, batch {batch}", SECONDS_OF_NETWORK
+        measure(benchmark, EVALUATION, case, peer, lambda: evaluate(x, ROW), seconds=seconds, **figures)
 
 
 @cache

@@ -28,7 +28,7 @@ WAYS = ("ours", "reference", "eager", "compile", "copy")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 _SHORTEST_ROUND = 5e-4 if DEVICE.type == "cpu" else 5e-3  # seconds; a round ends with one synchronisation
-_SECONDS = 0.3  # aimed at for all rounds of a bench
+SECONDS_OF_OP, SECONDS_OF_NETWORK = 0.3, 2.0  # aimed at for all rounds of a bench; a machine's speed drifts within a second
 _ROUNDS = (5, 60)  # at least and at most
 
 
@@ -39,7 +39,14 @@ def describe(benchmark: Any, op: str, case: str, way: str, moved: int | None = N
 
 
 def measure(
-    benchmark: Any, op: str, case: str, way: str, run: Callable[[], Any], moved: int | None = None, **figures: float
+    benchmark: Any,
+    op: str,
+    case: str,
+    way: str,
+    run: Callable[[], Any],
+    moved: int | None = None,
+    seconds: float = SECONDS_OF_OP,
+    **figures: float,
 ) -> None:
     """Time `run`, which is called often enough for a median.
 
@@ -47,6 +54,7 @@ def measure(
         benchmark: pytest-benchmark's fixture.
         op, case, way: its place in the report.
         moved: bytes that must be read and written however it is done; None where bandwidth is not the point.
+        seconds: aimed at for all rounds.
         figures: what else was found out, by name.
     """
     describe(benchmark, op, case, way, moved, **figures)
@@ -54,7 +62,7 @@ def measure(
         benchmark(run)
         return
     keep_freed_memory()  # else a result of tens of megabytes is the system zeroing pages, or not, as the heap happens to lie
-    calls, rounds = _plan(run)
+    calls, rounds = _plan(run, seconds)
     benchmark.pedantic(_synchronized(run, calls), rounds=rounds, iterations=calls)
     if moved is not None:
         benchmark.extra_info["GB/s"] = round(moved / 1e9 / benchmark.stats["median"], 3)
@@ -81,7 +89,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _plan(run: Callable[[], Any]) -> tuple[int, int]:
+def _plan(run: Callable[[], Any], seconds: float) -> tuple[int, int]:
     """(calls a round, rounds), from the time of one call after two that compile and warm up."""
     run()
     run()
@@ -92,7 +100,7 @@ def _plan(run: Callable[[], Any]) -> tuple[int, int]:
     once = time.perf_counter() - started
     calls = max(1, math.ceil(_SHORTEST_ROUND / once))
     fewest, most = _ROUNDS
-    return calls, min(max(int(_SECONDS / (calls * once)), fewest), most)
+    return calls, min(max(int(seconds / (calls * once)), fewest), most)
 
 
 def _synchronized(run: Callable[[], Any], calls: int) -> Callable[[], Any]:
