@@ -37,7 +37,7 @@ struct Block {
     int64_t image, first_group, groups, width, columns, C;
     double* sums[2];
 
-    FASTCOND_INLINE Block(const AdaGroupNorm& call, const Blocks& blocks, int64_t unit, Scratch<double>& scratch) {
+    FASTCOND_INLINE Block(const AdaGroupNorm& call, const Blocks& blocks, int64_t unit, Kept<double>& scratch) {
         image = unit / blocks.count;
         first_group = unit % blocks.count * blocks.groups;
         groups = smaller(blocks.groups, call.groups - first_group);
@@ -169,8 +169,8 @@ FASTCOND_INLINE void add(double* totals, const Lanes& sums) { store_doubles(tota
 
 template <typename T, bool silu_on>
 void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& forward, const Blocks& blocks, int64_t unit) {
-    thread_local Scratch<float> numbers;
-    thread_local Scratch<double> sums;
+    thread_local Kept<float> numbers;
+    thread_local Kept<double> sums;
     const Block block(call, blocks, unit, sums);
     Channels channels(block.image, block.first_group * block.width, block.columns, numbers);
     const int64_t C = call.channels, P = call.positions, start = block.image * C * P + channels.first;
@@ -226,8 +226,8 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
 template <typename T, bool silu_on>
 void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, const Blocks& blocks,
                             int64_t unit) {
-    thread_local Scratch<float> memory, numbers;
-    thread_local Scratch<double> sums;
+    thread_local Kept<float> memory, numbers;
+    thread_local Kept<double> sums;
     const Block block(call, blocks, unit, sums);
     Channels channels(block.image, block.first_group * block.width, block.columns, numbers);
     const int64_t C = call.channels, P = call.positions, start = block.image * C * P + channels.first;

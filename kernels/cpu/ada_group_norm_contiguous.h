@@ -153,7 +153,7 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
     }
     for (int64_t g = 0; g < unit.groups; ++g)
         rstd[g] = reciprocal_root(about_mean(sum_of(total[g]), mean[g], double(count)), double(count), forward.eps);
-    thread_local Scratch<float> memory;
+    thread_local Kept<float> memory;
     Channels channels(unit.image, unit.first * unit.width, unit.groups * unit.width, memory);
     for (int64_t g = 0; g < unit.groups; ++g) {
         channels.set_group(g * unit.width, (g + 1) * unit.width, mean[g], rstd[g]);
@@ -212,8 +212,8 @@ FASTCOND_INLINE void reduce_channel(const T* x, const T* dy, float* du, int64_t 
 
 template <typename T, bool silu_on>
 void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& backward, int64_t index) {
-    thread_local Scratch<float> memory, numbers;
-    thread_local Scratch<double> sums;
+    thread_local Kept<float> memory, numbers;
+    thread_local Kept<double> sums;
     const Unit unit(call, elements_of_backward, index);
     const int64_t P = unit.positions, count = unit.count, first_group = unit.image * call.groups + unit.first;
     const T* x = static_cast<const T*>(call.x) + first_group * count;

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 
 #include "activation.h"
 #include "ada_group_norm.h"
 #include "doubles.h"
+#include "workspace.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
@@ -15,24 +15,6 @@ constexpr int64_t rows_a_float = 32;  // elements a float32 lane sums before it 
 
 FASTCOND_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 FASTCOND_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Memory that a thread keeps from call to call.
-template <typename Number>
-struct Scratch {
-    Number* memory = nullptr;
-    int64_t size = 0;
-
-    Number* take(int64_t count) {
-        if (count > size) {
-            std::free(memory);
-            memory = static_cast<Number*>(std::malloc(size_t(count) * sizeof(Number)));
-            if (memory == nullptr) std::abort();  // no exception may leave a parallel region
-            size = count;
-        }
-        return memory;
-    }
-    ~Scratch() { std::free(memory); }
-};
 
 constexpr int64_t bytes_past_caches = int64_t{32} << 20;
 
@@ -45,7 +27,7 @@ FASTCOND_INLINE bool goes_past_caches(const AdaGroupNorm& call, const T* result,
 
 // Where du stands meanwhile: where dx is to be, or in `count` elements of scratch.
 template <typename T>
-FASTCOND_INLINE float* du_of([[maybe_unused]] T* dx, [[maybe_unused]] bool past_caches, int64_t count, Scratch<float>& scratch) {
+FASTCOND_INLINE float* du_of([[maybe_unused]] T* dx, [[maybe_unused]] bool past_caches, int64_t count, Kept<float>& scratch) {
     if constexpr (sizeof(T) == sizeof(float)) {
         if (!past_caches) return dx;
     }
@@ -88,7 +70,7 @@ struct Channels {
     float *mean, *slope, *offset, *gain;
 
     static constexpr int64_t rows = 4;
-    FASTCOND_INLINE Channels(int64_t image, int64_t first, int64_t count, Scratch<float>& scratch)
+    FASTCOND_INLINE Channels(int64_t image, int64_t first, int64_t count, Kept<float>& scratch)
         : image(image), first(first), count(count) {
         const int64_t row = (count + lanes - 1) / lanes * lanes;
         mean = scratch.take(rows * row);

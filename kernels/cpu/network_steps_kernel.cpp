@@ -46,12 +46,26 @@ struct Patches {
     int64_t blocks() const { return parts_of(positions, rows); }
 };
 
-// `count` channels of one position to places depth, depth + 1, ... of a row of [chunks][rows][16].
+// `count` numbers to places depth, depth + 1, ... of a row of [chunks][rows][16].
 FASTCOND_INLINE void put(const float* from, int64_t count, int64_t depth, int64_t rows, float* row) {
     if (depth % lanes == 0)
-        for (; count >= lanes; count -= lanes, depth += lanes, from += lanes)
-            store_lanes(row + depth * rows, load_lanes(from));
-    for (int64_t c = 0; c < count; ++c, ++depth) row[depth / lanes * rows * lanes + depth % lanes] = from[c];
+        for (; count >= lanes; count -= lanes, depth += lanes, from += lanes) store_lanes(row + depth * rows, load_lanes(from));
+    while (count > 0) {
+        const int64_t lane = depth % lanes, here = smaller(lanes - lane, count);
+        leave(row + (depth - lane) * rows + lane, take(from, here), here);
+        from += here;
+        depth += here;
+        count -= here;
+    }
+}
+
+FASTCOND_INLINE void put_zeros(int64_t count, int64_t depth, int64_t rows, float* row) {
+    while (count > 0) {
+        const int64_t lane = depth % lanes, here = smaller(lanes - lane, count);
+        leave(row + (depth - lane) * rows + lane, all_lanes(0.0f), here);
+        depth += here;
+        count -= here;
+    }
 }
 
 // The same of (x - mean) gain + offset.
@@ -71,25 +85,39 @@ FASTCOND_INLINE void put_normalised(const PatchConv& step, int64_t image, int64_
     }
 }
 
+// Taps [first, end) of a row of a filter, whose positions of x lie side by side from `position`.
+FASTCOND_INLINE void gather_taps(const PatchConv& step, int64_t image, int64_t position, int64_t first, int64_t end, int64_t rows,
+                                 float* row) {
+    const int64_t C = step.channels, C0 = step.first_channels, C1 = C - C0;
+    if (C1 == 0 && !step.mean) return put(step.x + position * C, (end - first) * C, first * C, rows, row);
+    for (int64_t tap = first; tap < end; ++tap, ++position) {
+        if (step.mean) {
+            put_normalised(step, image, position, tap * C, rows, row);
+            continue;
+        }
+        put(step.x + position * C0, C0, tap * C, rows, row);
+        put(step.second + position * C1, C1, tap * C + C0, rows, row);
+    }
+}
+
 // The patches of output positions [begin, begin + rows) as [chunks][rows][16].
 void gather(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows, float* v) {
-    const int64_t padding = step.padding, C0 = step.first_channels, C1 = step.channels - C0;
-    const Lanes zero = all_lanes(0.0f);
-    for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
-        for (int64_t row = 0; row < rows; ++row) store_lanes(v + (chunk * rows + row) * lanes, zero);
-    for (int64_t row = 0; row < rows; ++row) {
+    const int64_t C = step.channels, padded = p.chunks * lanes - p.depth;
+    for (int64_t row = 0; row < rows; ++row, v += lanes) {
         const int64_t at = begin + row, column = at % p.width, line = at / p.width % p.height, image = at / p.width / p.height;
-        for (int64_t tap = 0; tap < step.size * step.size; ++tap) {
-            const int64_t y = line * step.stride + tap / step.size - padding, x = column * step.stride + tap % step.size - padding;
-            if (y < 0 || y >= step.height || x < 0 || x >= step.width) continue;
-            const int64_t position = (image * step.height + y) * step.width + x, depth = tap * step.channels;
-            if (step.mean) {
-                put_normalised(step, image, position, depth, rows, v + row * lanes);
+        const int64_t left = column * step.stride - step.padding, first = larger(0, -left);
+        const int64_t end = larger(first, smaller(step.size, step.width - left));
+        for (int64_t tap_row = 0; tap_row < step.size; ++tap_row) {
+            const int64_t y = line * step.stride + tap_row - step.padding, tap = tap_row * step.size;
+            if (y < 0 || y >= step.height) {
+                put_zeros(step.size * C, tap * C, rows, v);
                 continue;
             }
-            put(step.x + position * C0, C0, depth, rows, v + row * lanes);
-            if (C1) put(step.second + position * C1, C1, depth + C0, rows, v + row * lanes);
+            put_zeros(first * C, tap * C, rows, v);
+            gather_taps(step, image, (image * step.height + y) * step.width + left + first, tap + first, tap + end, rows, v);
+            put_zeros((step.size - end) * C, (tap + end) * C, rows, v);
         }
+        put_zeros(padded, p.depth, rows, v);
     }
 }
 

@@ -160,38 +160,46 @@ void finish_features(const NormConv& call, const Blocks& blocks, const Block& bl
     }
 }
 
-// Asks for part `i` of `parts` of where `columns` features of a block's outputs go, and of what is added to them.
-void fetch_outputs(const NormConv& call, const Block& block, const Phase& phase, int64_t feature, int64_t columns, int64_t i,
-                   int64_t parts) {
-    const int64_t width = block.columns * outputs, height = block.rows * outputs, positions = block.images * height * width;
-    const int64_t begin = positions * i / parts, end = positions * (i + 1) / parts;
-    int64_t row = begin / width, column = begin % width;
-    for (int64_t position = begin; position < end; ++position) {
-        const int64_t image = block.image + row / height, y = block.row * outputs + row % height, x = block.column * outputs + column;
-        const int64_t at = place_of(call, image, phase, y, x) * call.features + feature;
-        for (int64_t k = 0; k < columns; k += lanes) {
-            fetch_to_write(call.y + at + k);
-            if (call.residual) fetch(call.residual + at + k);
-        }
-        if (++column == width) column = 0, ++row;
+// Where the outputs of a block's tiles go, of a phase's first position and feature: floats from y's first.
+struct Places {
+    Kept<int64_t> memory;
+    const int64_t* first = nullptr;
+    int64_t count = 0;
+
+    void list(const NormConv& call, const Block& block) {
+        const int64_t width = block.columns * outputs, height = block.rows * outputs, step = times_of(call) * call.features;
+        count = block.images * height * width;
+        int64_t* to = memory.take(count);
+        first = to;
+        for (int64_t image = block.image; image < block.image + block.images; ++image)
+            for (int64_t row = 0; row < height; ++row) {
+                int64_t place = place_of(call, image, {0, 0}, block.row * outputs + row, block.column * outputs) * call.features;
+                for (int64_t column = 0; column < width; ++column, place += step) *to++ = place;
+            }
     }
-}
+};
 
 // `columns` (16 or 32) features from `feature` of phase `i` of a block, all of one panel of the packed weight.
 void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block& block, int64_t i, int64_t feature, int64_t columns,
-                         const float* v, float* m, float* partial) {
+                         const Places& places, const float* v, float* m, float* partial) {
     const int64_t first = feature / panel * panel, tiles = block.tiles(), C = call.channels;
     const int64_t width = call.features - first > lanes ? panel : lanes, count = products_of(call);
     const float* u = call.packed + ((first * phases_of(call) + i * width) * count * C + (feature - first));
     const Phase phase{i / 2, i % 2};
+    const int64_t written = place_of(call, 0, phase, 0, 0) * call.features + feature;
     for (int64_t xi = 0, done = 0; xi < products; ++xi) {
         float* to = m + xi * m_place(tiles);
         if (call.phased && !phase.needs(xi)) {
             for (int64_t k = 0; k < tiles * panel; k += lanes) store_lanes(to + k, all_lanes(0.0f));
             continue;
         }
-        fetch_outputs(call, block, phase, feature, columns, done++, count);
-        multiply_all(Product{v + xi * v_place(call, tiles), u, to, tiles * lanes, C, width}, tiles, columns);
+        Product product{v + xi * v_place(call, tiles), u, to, tiles * lanes, C, width};
+        const int64_t begin = places.count * done / count;
+        product.place = places.first + begin;
+        product.places = places.count * ++done / count - begin;
+        product.written = call.y + written;
+        product.added = call.residual ? call.residual + written : nullptr;
+        multiply_all(product, tiles, columns);
         u += C * width;
     }
     for (int64_t column = 0; column < columns; column += lanes)
@@ -241,27 +249,30 @@ void norm_conv(const NormConv& given) {
 #pragma omp parallel num_threads(int(threads)) if (threads > 1)
     {
         thread_local Workspace of_thread;
+        thread_local Places places;
         const int64_t v_own = alone ? whole_lines(v_size(call, blocks)) : 0, m_own = whole_lines(m_size(blocks));
         float* m = of_thread.take(v_own + m_own + rectangle_size(blocks));
         float *v = m + m_own, *positions = v + v_own;
 #pragma omp for schedule(static) nowait
         for (int64_t i = 0; i < alone; ++i) {
             const Block block(call, blocks, i);
+            places.list(call, block);
             for (int64_t chunk = 0; chunk < chunks; ++chunk) transform_chunk(call, block, chunk, positions, v);
             for (int64_t feature = 0; feature < call.features; feature += panel) {
                 const int64_t wide = call.features - feature > lanes ? panel : lanes;
                 for (int64_t phase = 0; phase < phases; ++phase)
-                    multiply_and_finish(call, blocks, block, phase, feature, wide, v, m, partial);
+                    multiply_and_finish(call, blocks, block, phase, feature, wide, places, v, m, partial);
             }
         }
         for (int64_t i = alone; i < blocks.count; ++i) {
             const Block block(call, blocks, i);
+            places.list(call, block);
 #pragma omp for schedule(static)
             for (int64_t chunk = 0; chunk < chunks; ++chunk) transform_chunk(call, block, chunk, positions, shared);
 #pragma omp for schedule(static)
             for (int64_t j = 0; j < feature_parts * phases; ++j) {
                 const int64_t feature = j / phases * columns, wide = call.features - feature > lanes ? columns : lanes;
-                multiply_and_finish(call, blocks, block, j % phases, feature, wide, shared, m, partial);
+                multiply_and_finish(call, blocks, block, j % phases, feature, wide, places, shared, m, partial);
             }
         }
     }

@@ -15,7 +15,9 @@ using winograd::inputs;
 using winograd::outputs;
 using winograd::products;
 
-// Channels [first, first + count) of one image's norm.
+// Channels [first, first + count) of one image's norm. Where SiLU follows, gain and offset are those of the argument of
+// silu_of_power.
+template <bool silu_on>
 struct Norm {
     Lanes mean, gain, offset;
 
@@ -24,15 +26,21 @@ struct Norm {
         mean = call.mean ? load_lanes(call.mean + at, count) : all_lanes(0.0f);
         gain = call.mean ? load_lanes(call.gain + at, count) : all_lanes(1.0f);
         offset = call.mean ? load_lanes(call.offset + at, count) : all_lanes(0.0f);
+        if constexpr (silu_on) {
+            gain = gain * all_lanes(minus_log2_e);
+            offset = offset * all_lanes(minus_log2_e);
+        }
     }
 };
 
 // The mean is taken off first, not folded into the offset: x and its mean may be large beside what remains.
 template <bool normed, bool silu_on>
-FASTCOND_INLINE FourLanes activated(FourLanes x, const Norm& norm) {
+FASTCOND_INLINE FourLanes activated(FourLanes x, const Norm<silu_on>& norm) {
     if constexpr (normed)
         for (Lanes& part : x.of) part = fused(part - norm.mean, norm.gain, norm.offset);
-    if constexpr (silu_on) return silu(x);
+    else if constexpr (silu_on)
+        for (Lanes& part : x.of) part = part * norm.gain;
+    if constexpr (silu_on) return silu_of_power(x);
     return x;
 }
 
@@ -77,7 +85,7 @@ private:
 
 // Positions from `i`, as they enter the convolution, to `count` places side by side in `to`.
 template <bool normed, bool silu_on>
-FASTCOND_INLINE void load_run(const Source& source, int64_t position, int64_t count, const Norm& norm, float* to) {
+FASTCOND_INLINE void load_run(const Source& source, int64_t position, int64_t count, const Norm<silu_on>& norm, float* to) {
     const auto load = [&](int64_t i) FASTCOND_INLINE_LAMBDA { return source.load(position + i); };
     int64_t i = 0;
     for (; i + 4 <= count; i += 4) {
@@ -89,7 +97,7 @@ FASTCOND_INLINE void load_run(const Source& source, int64_t position, int64_t co
 
 // The same where each position of x stands for two columns, the first of them an odd one if `odd`.
 template <bool normed, bool silu_on>
-FASTCOND_INLINE void load_doubled(const Source& source, int64_t position, bool odd, int64_t count, const Norm& norm, float* to) {
+FASTCOND_INLINE void load_doubled(const Source& source, int64_t position, bool odd, int64_t count, const Norm<silu_on>& norm, float* to) {
     for (int64_t i = 0; i < count; ++position) {
         const Lanes value = activated<normed, silu_on>({{source.load(position)}}, norm).of[0];
         for (int64_t copies = odd ? 1 : 2; copies > 0 && i < count; --copies, ++i) store_lanes(to + i * lanes, value);
@@ -109,7 +117,7 @@ struct Rectangle {
 template <bool normed, bool silu_on>
 FASTCOND_INLINE void load_rectangle(const NormConv& call, int64_t image, const Rectangle& r, int64_t first, float* to) {
     const int64_t channels = smaller(lanes, call.channels - first);
-    const Norm norm(call, image, first, channels);
+    const Norm<silu_on> norm(call, image, first, channels);
     const Source source(call, first, channels);
     const int64_t begin = larger(0, -r.left), end = smaller(r.columns, call.width - r.left);
     const int64_t shrink = call.upsampled ? 2 : 1, rows = call.height / shrink, columns = call.width / shrink;
@@ -137,10 +145,11 @@ FASTCOND_INLINE void transform_inputs(const Lanes (&d)[inputs], Lanes (&t)[input
     const Lanes even_a = fused(minus_b2, d[2], d[4]), odd_a = fused(minus_b2, d[1], d[3]);
     const Lanes even_b = fused(minus_a2, d[2], d[4]), odd_b = fused(minus_a2, d[1], d[3]);
     t[0] = fused(both, d[0], fused(minus_sum, d[2], d[4]));
-    t[1] = fused(all_lanes(float(a)), odd_a, even_a);
-    t[2] = fused(all_lanes(float(-a)), odd_a, even_a);
-    t[3] = fused(all_lanes(float(b)), odd_b, even_b);
-    t[4] = fused(all_lanes(float(-b)), odd_b, even_b);
+    const Lanes by_a = odd_a * all_lanes(float(a)), by_b = odd_b * all_lanes(float(b));
+    t[1] = even_a + by_a;
+    t[2] = even_a - by_a;
+    t[3] = even_b + by_b;
+    t[4] = even_b - by_b;
     t[5] = fused(both, d[1], fused(minus_sum, d[3], d[5]));
 }
 

@@ -33,7 +33,19 @@ struct Product {
     // prefetching stops at each page. Two lines a term, of which the second may be the first again.
     const float* ahead = nullptr;
     int64_t ahead_step = 0, ahead_second = 0;
+    // And, a few at a time, lines of what is made of the products: 32 floats at each of some places after `written`, and after
+    // `added` where there is one. (A processor drops requests that come faster than it can note them.)
+    const int64_t* place = nullptr;
+    int64_t places = 0;
+    const float *written = nullptr, *added = nullptr;
 };
+
+FASTCOND_INLINE void fetch_place(const Product& p, int64_t place) {
+    for (int64_t line = 0; line < panel; line += 16) {
+        fetch_to_write(p.written + place + line);
+        if (p.added) fetch(p.added + place + line);
+    }
+}
 
 // Adds one term to every sum: of a column of `left`, whose rows are `row_stride` floats apart, and a row of `right`.
 template <int rows, int vectors, int row_stride>
@@ -70,7 +82,10 @@ void multiply(const Product& p) {
     FloatRegister sums[rows][vectors];
     set_zero(sums);
     const float *v = p.v, *u = p.u, *ahead = p.ahead;
-    for (int64_t left = p.channels; left > 0; left -= lanes, v += p.chunk_stride)
+    const int64_t *place = p.place, *const last_place = place + p.places;
+    const int64_t a_chunk = parts_of(p.places, parts_of(p.channels, lanes));
+    for (int64_t left = p.channels; left > 0; left -= lanes, v += p.chunk_stride) {
+        for (int64_t i = 0; i < a_chunk && place < last_place; ++i) fetch_place(p, *place++);
         for (int64_t c = 0; c < smaller(left, lanes); ++c, u += p.width) {
 #if defined(__GNUC__)
             __builtin_prefetch(ahead);
@@ -79,6 +94,7 @@ void multiply(const Product& p) {
 #endif
             add_term<rows, vectors, int(lanes)>(sums, v + c, u);
         }
+    }
     store_sums(sums, p.m);
 }
 
@@ -122,11 +138,14 @@ FASTCOND_INLINE Product moved(Product p, int64_t row, int64_t column) {
     p.m += row * panel + column;
     return p;
 }
-// What a pass of `passes` over the same columns asks for. Each of the first two asks for half of what comes next, so that memory is
-// busy all the while.
+// What a pass of `passes` over the same columns asks for. Each of the first two asks for half of the weights that come next, so that
+// memory is busy all the while.
 template <typename P>
 FASTCOND_INLINE P looking_ahead(const P& p, int64_t, int64_t, int64_t) { return p; }
 FASTCOND_INLINE Product looking_ahead(Product p, int64_t columns, int64_t pass, int64_t passes) {
+    const int64_t first_place = p.places * pass / passes;
+    p.place += first_place;
+    p.places = p.places * (pass + 1) / passes - first_place;
     p.ahead = p.u + p.channels * p.width;
     p.ahead_step = p.width;
     if (columns == 2 * 16 && columns == p.width) {

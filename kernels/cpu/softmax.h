@@ -14,7 +14,11 @@ FASTCOND_INLINE Lanes soften(float* scores, const Lanes& largest, const Lanes& f
     const Several<n> distance = several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return load_lanes(scores + k * panel) - largest; });
     const Several<n> power = scaled_power(distance * factor, 1.0f);
     store_several(scores, panel, power);
-    return folded(power + (distance - distance));
+#if defined(__AVX512F__)
+    return folded(power);
+#else
+    return folded(power + (distance - distance));  // where what is no number has been bounded away
+#endif
 }
 
 // Of sixteen queries. share: 1 over the sum of the powers.

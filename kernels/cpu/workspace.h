@@ -1,4 +1,4 @@
-// Memory that a thread keeps from call to call, at the start of a cache line; for sources compiled once for each instruction set.
+// Memory that a thread keeps from call to call; for sources compiled once for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
+// At the start of a cache line.
 struct Workspace {
     void* memory = nullptr;
     int64_t size = 0;
@@ -21,6 +22,24 @@ struct Workspace {
         return reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(memory) + 63) & ~std::uintptr_t{63});
     }
     ~Workspace() { std::free(memory); }
+};
+
+// Of other numbers.
+template <typename Number>
+struct Kept {
+    Number* memory = nullptr;
+    int64_t size = 0;
+
+    Number* take(int64_t count) {
+        if (count > size) {
+            std::free(memory);
+            memory = static_cast<Number*>(std::malloc(size_t(count) * sizeof(Number)));
+            if (memory == nullptr) std::abort();  // no exception may leave a parallel region
+            size = count;
+        }
+        return memory;
+    }
+    ~Kept() { std::free(memory); }
 };
 
 // Floats of whole cache lines.
