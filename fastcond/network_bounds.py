@@ -33,8 +33,9 @@ def check_bounds(config: Any) -> None:
         _require(-math.inf < shift < half, f"{found}; it must be finite and less than half of them")
     groups, channels = config.mid_attention_norm_groups, config.block_out_channels[-1]
     if config.mid_block and config.mid_attention and groups:
+        found = f"a norm of {channels} channels cannot have {groups} groups"
         fits = groups > 0 and channels % groups == 0
-        _require(fits, f"{channels} channels cannot be divided into {groups} groups; change mid_attention_norm_groups")
+        _require(fits, f"{found}; change block_out_channels or mid_attention_norm_groups")
 
 
 def _check_sizes(name: str, values: Sequence[int | None], largest: int) -> None:

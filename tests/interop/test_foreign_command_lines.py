@@ -63,7 +63,7 @@ def test_guidance_names_the_flag_that_a_null_label_needs(tmp_path: Path, capsys:
     plain_network(class_embed_type="timestep").save_pretrained(tmp_path / "timestep")
     for name, remedy in (("table", "say so: --null-label, load_diffusers(..., null_label=True)"), ("timestep", "with 1 only")):
         folder, flags = with_scheduler(tmp_path / name), (*FEW, "--label", "0", "--cfg", "2", "--out", tmp_path / f"{name}-drawn")
-        assert_one_line(sample_here("--run", folder, *flags), capsys, "is not known to have a null label", remedy)
+        assert_one_line(sample_here("--run", folder, *flags), capsys, "or its files name none", remedy)
     assert "--null-label" not in capsys.readouterr().err
     assert (
         sample_here("--run", tmp_path / "table", *FEW, "--label", "0,null", "--cfg", "2", "--null-label", "--out", tmp_path / "d")
