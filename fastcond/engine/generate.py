@@ -202,8 +202,8 @@ def generate_batches(
     if guide is None and not config.has_null_label and (scales != 1.0).any():
         remedy = "; where its last class, or a row of zeros, is one, say so: --null-label, load_diffusers(..., null_label=True)"
         raise ValueError(
-            f"guidance is {guidance}, but the network was trained without a null label, or its files name none; it can be sampled "
-            f"with 1 only{remedy if config.class_embedding == 'table' else ''}"
+            f"guidance is {guidance}, but the network was trained without a null label, or its files name none; it can be "
+            f"sampled with 1 only{remedy if config.class_embedding == 'table' else ''}"
         )
     scales = np.broadcast_to(scales, (count,))
     reasons = {

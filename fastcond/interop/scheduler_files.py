@@ -81,7 +81,7 @@ def read_diffusion(
     if left > SIGNAL_LEFT and not str(config["_class_name"]).startswith("EDM"):
         notes.append(
             f"{place}: the last of {schedule.num_timesteps} timesteps keeps alphas_cumprod = {left:.3g}, a signal that sampling "
-            "from pure noise lacks, so colours and brightness may be off; what helps is training with more timesteps, or with betas "
+            "from pure noise lacks, so colours and brightness may be off; what helps is training with more timesteps, or betas "
             "rescaled to end in noise"
         )
     return DiffusionConfig(num_timesteps=schedule.num_timesteps, prediction=meant, scheduler=config), notes
