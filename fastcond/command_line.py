@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fastcond.config import PREDICTIONS
+
 if TYPE_CHECKING:
     import torch
 
@@ -139,6 +141,33 @@ def whole_number(text: str) -> int:
     if re.fullmatch(r"\d[\d_]*", text) is None or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def add_model_flags(parser: Parser) -> None:
+    """What a model of diffusers does not say of itself."""
+    group = parser.add_argument_group("of a model of diffusers", "what its files do not say, or say otherwise")
+    group.add_argument(
+        "--null-label",
+        action="store_const",
+        const=True,
+        help="its last class, or with a label MLP a row of zeros, stands for no condition (default as class_labels.json says)",
+    )
+    group.add_argument(
+        "--label-mlp", type=path, metavar="FILE", help="of a UNet2DConditionModel (default emb_net.* in its folder or beside it)"
+    )
+    group.add_argument(
+        "--variant", metavar="NAME", help="of its weights' file, such as fp16 (default none, or the only one there)"
+    )
+    group.add_argument("--timesteps", type=whole_number, help="it was trained with (default as its scheduler/ says, else 1000)")
+    group.add_argument(
+        "--prediction", type=word, choices=PREDICTIONS, help="what it predicts (default as its scheduler/ says, else eps)"
+    )
+
+
+def model_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of `add_model_flags` that were given, as keywords of `open_model`."""
+    names = ("null_label", "label_mlp", "variant", "timesteps", "prediction")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def seed_number(text: str) -> int:

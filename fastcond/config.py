@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from fastcond.image_path import check_image_path
+from fastcond.network_bounds import check_bounds
 
 Conditioning = Literal["adagn", "scale_shift", "bias", "label_attention"]
 Prediction = Literal["eps", "v", "x_0"]
@@ -83,7 +84,8 @@ class UNetConfig:
         center_input: x_t is taken as 2 x_t - 1.
 
     Of "label_attention" alone, with what diffusers' `UNet2DConditionModel` calls them:
-        label_hidden_dim: width of the MLP on the one-hot label. label_token_dim: of its output (encoder_hid_dim).
+        label_hidden_dim: width of the MLP on the one-hot label. label_token_dim: of its output (encoder_hid_dim); None: that of
+            the token in the blocks, which is then no projection of it.
         label_context_dim: of the token in the blocks (cross_attention_dim). label_attention_heads: of their self-attention.
         label_dropout: probability, within the MLP.
     """
@@ -119,7 +121,7 @@ class UNetConfig:
     has_null_label: bool = True
     center_input: bool = False
     label_hidden_dim: int = 64
-    label_token_dim: int = 64
+    label_token_dim: int | None = 64
     label_context_dim: int = 1280
     label_attention_heads: int = 8
     label_dropout: float = 0.0
@@ -130,9 +132,7 @@ class UNetConfig:
         _require_choice("conditioning", self.conditioning, CONDITIONINGS)
         _require_choice("resample", self.resample, RESAMPLERS)
         _require(len(self.block_out_channels) > 0, "block_out_channels is empty; give one number a level")
-        for name in ("num_classes", "in_channels", "out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
+        check_bounds(self)
         self._check_blocks()
         _require(
             height >= factor and width >= factor and height % factor == 0 and width % factor == 0,
@@ -151,7 +151,6 @@ class UNetConfig:
             head_dim = self._head_dim(channels)
             has_heads = not attends or channels % head_dim == 0
             _require(has_heads, f"{channels} channels cannot be divided into heads of {head_dim}; change attention_head_dim")
-        _require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must lie in [0, 1)")
 
     def _check_blocks(self) -> None:
         levels = len(self.block_out_channels)
@@ -174,7 +173,6 @@ class UNetConfig:
         grouped = self.norm_num_groups or all(self.skips(way, level) for way in ("down", "up") for level in range(levels))
         _require(bool(grouped), "norm_num_groups is None, which only Skip blocks allow; give a number")
         check_image_path(self.down_block_types, self.up_block_types, self.in_channels, self.out_channels)
-        _require(self.mid_block_scale_factor > 0, f"mid_block_scale_factor is {self.mid_block_scale_factor}; it must be positive")
 
     @property
     def null_label(self) -> int:

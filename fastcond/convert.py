@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
-from fastcond.command_line import Parser, image_size, importing, path, run, whole_number
+from fastcond.command_line import Parser, add_model_flags, image_size, importing, model_settings, path, run, whole_number
 
 PROGRAM = "python -m fastcond.convert"
 _OF_A_FILE = ("qkv_order", "head_dim", "size", "schedule")
@@ -39,6 +40,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--schedule", choices=["linear", "cosine"], help="of a .pt file: its noise (default cosine at 64x64, else linear)"
     )
+    add_model_flags(parser)
     return parser
 
 
@@ -47,20 +49,27 @@ def main(options: argparse.Namespace) -> int:
     with importing(PROGRAM):
         from fastcond.interop import load_guided_diffusion, open_model, save_diffusers
     given = {name: getattr(options, name) for name in _OF_A_FILE if getattr(options, name) is not None}
+    of_diffusers = model_settings(options)
     if Path(options.source).is_file():
         if options.checkpoint is not None:
             raise ValueError("--checkpoint is of a run; leave it out for a checkpoint file")
         if "size" in given:
             given["image_size"] = given.pop("size")
+        if "timesteps" in of_diffusers:
+            given["num_timesteps"] = of_diffusers.pop("timesteps")
+        for name in of_diffusers:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is of a model of diffusers; {options.source} is a file, so leave it out")
         model, class_names = load_guided_diffusion(options.source, **given), None
     else:
         if given:
             flag = next(iter(given)).replace("_", "-")
             raise ValueError(f"--{flag} is for a checkpoint file of guided-diffusion; {options.source} is none")
-        opened = open_model(options.source, step=options.checkpoint)
+        opened = open_model(options.source, step=options.checkpoint, **of_diffusers)
         model, class_names = opened.model, opened.class_names
     save_diffusers(model, options.target, class_names=class_names, scheduler=options.scheduler)
-    print(f"wrote {options.target}; draw from it with: python -m fastcond.sample --run {options.target} --label all")
+    target, label = shlex.quote(options.target), "0" if model.config.class_embedding == "timestep" else "all"
+    print(f"wrote {options.target}; draw from it with: python -m fastcond.sample --run {target} --label {label}")
     return 0
 
 

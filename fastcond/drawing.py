@@ -6,21 +6,22 @@ import argparse
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from fastcond.command_line import choose_device
+from fastcond.command_line import choose_device, model_settings
 from fastcond.diffusion import SAMPLERS
 from fastcond.engine import DEFAULT_BATCH_SIZE, generate_batches, step_table, to_uint8
 from fastcond.images import image_grid, row_name, write_gif, write_png
-from fastcond.interop.opening import open_model
+from fastcond.interop.opening import Opened, is_diffusers_folder, open_model
 from fastcond.sample_folder import SampleFolder
 
 ALL_NAME, NULL_NAME = "all", "null"
@@ -29,24 +30,32 @@ _GIF_FRAMES = 50
 _STEPS = 100
 
 
-def choose_labels(text: str, class_names: Sequence[str], has_null_label: bool = True) -> list[int]:
+def choose_labels(
+    text: str, class_names: Sequence[str], has_null_label: bool = True, largest_number: int | None = None
+) -> list[int]:
     """The labels that --label asks for, in its order. K stands for "null", where the network has that.
 
+    Args: largest_number: of a network that takes any number up to it for a label; None: it has as many classes as names.
     Raises: ValueError for an index out of range or a name that is unknown, with the list of those that are known.
     """
     known = {name: label for label, name in enumerate(class_names)}
     # A class may have a comma in its name, or a number for a name.
     words = [text] if text in known else [word.strip() for word in text.split(",") if word.strip()]
+    most = len(class_names) - 1 if largest_number is None else largest_number
     labels: list[int] = []
     for word in words:
         if word in known:
             labels.append(known[word])
-        elif word == ALL_NAME:
+        elif word == ALL_NAME and largest_number is None:
             labels += range(len(class_names))
         elif word == NULL_NAME and has_null_label:
             labels.append(len(class_names))
-        elif re.fullmatch(r"-?\d+", word) and 0 <= int(word) < len(class_names):
+        elif re.fullmatch(r"\d{1,18}", word) and int(word) <= most:
             labels.append(int(word))
+        elif largest_number is not None:
+            raise ValueError(
+                f"--label {word!r} is no label of this network, which takes whole numbers from 0 to {largest_number}"
+            )
         else:
             known_words = f"{ALL_NAME} and {NULL_NAME}" if has_null_label else f"and {ALL_NAME}; it has no null label"
             names = ", ".join(f"{label} {name}" for label, name in enumerate(class_names[:50]))
@@ -62,10 +71,17 @@ def choose_labels(text: str, class_names: Sequence[str], has_null_label: bool = 
 
 def draw(options: argparse.Namespace) -> int:
     """Draw what the flags ask for, into a folder. Returns the exit code."""
-    loaded = open_model(options.run, step=options.checkpoint, device=choose_device(options.device))
+    settings, device = model_settings(options), choose_device(options.device)
+    loaded = open_model(options.run, step=options.checkpoint, device=device, **settings)
     network, chosen = loaded.model.config, options.sampler or loaded.sampler
-    guide = None if options.guide is None else open_model(options.guide, device=choose_device(options.device))
-    labels = choose_labels(options.label, loaded.class_names, network.has_null_label)
+    guide = None if options.guide is None else _open_guide(options.guide, device, settings)
+    if network.class_embedding == "identity":
+        raise ValueError(
+            f"the labels of {options.run} are vectors of {network.embedding_dim} numbers (class_embed_type identity), which "
+            "--label cannot name; draw with fastcond.generate(model, vectors)"
+        )
+    largest = network.largest_label if network.class_embedding == "timestep" else None
+    labels = choose_labels(options.label, loaded.class_names, network.has_null_label, largest)
     if options.cfg == 1.0 and guide is not None:
         raise ValueError("--guide has no effect with --cfg 1, its default; give a --cfg such as 2")
     flags = {"variance": ("ddpm", options.variance), "eta": ("ddim", options.eta)}
@@ -86,7 +102,7 @@ def draw(options: argparse.Namespace) -> int:
         warnings.warn(
             "this run was trained with --label-dropout 0, so it never saw the null label that this draws with", stacklevel=1
         )
-    names = [*loaded.class_names, NULL_NAME]
+    names = dict(enumerate([*loaded.class_names, NULL_NAME])) if largest is None else {label: str(label) for label in labels}
     image_shape = (*network.image_size, network.in_channels)
     layout = Layout(labels, options.n, names)
     each, indices = np.repeat(labels, options.n), np.tile(np.arange(options.n), len(labels))
@@ -124,6 +140,7 @@ def draw(options: argparse.Namespace) -> int:
             **drawn_with,
             "seed": options.seed,
             **noise,
+            **settings,
         },
         labels=labels,
         n=options.n,
@@ -178,6 +195,12 @@ def draw(options: argparse.Namespace) -> int:
     return 0
 
 
+def _open_guide(path: str, device: torch.device, settings: Mapping[str, Any]) -> Opened:
+    """A guide of diffusers answers to the same labels under the same schedule; its files are its own."""
+    same = ("null_label", "timesteps", "prediction") if is_diffusers_folder(Path(path)) else ()
+    return open_model(path, device=device, **{name: value for name, value in settings.items() if name in same})
+
+
 def _batches_with(positions: np.ndarray, batch_size: int, total: int) -> Iterator[tuple[np.ndarray, int]]:
     """The batches that hold `positions`, each with those since the batch before, and how many images come before it.
 
@@ -202,7 +225,7 @@ class Layout:
     positions: int64, ascending; the images that are shown, `n` of each label being numbered label by label.
     """
 
-    def __init__(self, labels: Sequence[int], n: int, names: Sequence[str]) -> None:
+    def __init__(self, labels: Sequence[int], n: int, names: Mapping[int, str]) -> None:
         rows = -(-n // _MOST_COLUMNS)
         self._columns = -(-n // rows)
         labels = labels[:_MOST_ROWS]

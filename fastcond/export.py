@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastcond.command_line import Parser, importing, path, run, whole_number
+from fastcond.command_line import Parser, add_model_flags, importing, model_settings, path, run, whole_number
 from fastcond.config import SAMPLER_NAMES
 
 PROGRAM = "python -m fastcond.export"
@@ -27,6 +27,7 @@ def build_parser() -> Parser:
     parser.add_argument("--steps", type=whole_number, help="of the sampler (default 100, at most the model's timesteps)")
     parser.add_argument("--batch-size", type=whole_number, metavar="B", help="images a call (default any number)")
     parser.add_argument("--no-cfg", action="store_true", help="without guidance, at half the cost (default with, where possible)")
+    add_model_flags(parser)
     return parser
 
 
@@ -37,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
         from fastcond.interop import open_model
         from fastcond.interop.exporting import check_path, export_step
     check_path(Path(options.target))
-    opened = open_model(options.source, step=options.checkpoint)
+    opened = open_model(options.source, step=options.checkpoint, **model_settings(options))
     sampler = options.sampler or opened.sampler
     table = step_table(opened.model, sampler, options.steps or min(_STEPS, opened.model.diffusion.num_timesteps))
     written = export_step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fastcond.command_line import Parser, importing, number, path, run, seed_number, whole_number, word
+from fastcond.command_line import Parser, add_model_flags, importing, number, path, run, seed_number, whole_number, word
 from fastcond.config import PRECISIONS, SAMPLER_NAMES
 
 PROGRAM = "python -m fastcond.sample"
@@ -121,6 +121,7 @@ def build_parser() -> Parser:
         help="torch.compile the network, before the first image (default on a GPU)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add_model_flags(parser)
     return parser
 
 

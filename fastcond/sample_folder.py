@@ -42,7 +42,7 @@ class SampleFolder:
         *,
         labels: Sequence[int],
         n: int,
-        names: Sequence[str],
+        names: Mapping[int, str],
         image_shape: tuple[int, ...],
         seed: int,
         resume: bool = False,

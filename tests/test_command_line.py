@@ -23,11 +23,18 @@ SAMPLE_FLAGS = """
 """.split()
 CONVERT_FLAGS = "--checkpoint --head-dim --help --qkv-order --schedule --scheduler --size".split()
 EXPORT_FLAGS = "--batch-size --checkpoint --help --no-cfg --sampler --steps".split()
+# Of a model of diffusers, in all three.
+MODEL_FLAGS = "--label-mlp --null-label --prediction --timesteps --variant".split()
 
 
 @pytest.mark.parametrize(
     ("module", "flags"),
-    [(train, TRAIN_FLAGS), (sample, SAMPLE_FLAGS), (convert, CONVERT_FLAGS), (export, EXPORT_FLAGS)],
+    [
+        (train, TRAIN_FLAGS),
+        (sample, SAMPLE_FLAGS + MODEL_FLAGS),
+        (convert, CONVERT_FLAGS + MODEL_FLAGS),
+        (export, EXPORT_FLAGS + MODEL_FLAGS),
+    ],
 )
 def test_the_flags_are_frozen(module: object, flags: list[str]) -> None:
     parser = module.build_parser()  # type: ignore[attr-defined]

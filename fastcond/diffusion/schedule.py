@@ -16,7 +16,7 @@ from fastcond.diffusion.beta_schedules import alphas_cumprod_of, betas_of
 
 _LARGEST_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: beta is clipped so that no step destroys everything
 _SETTINGS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
-_SIGNAL_LEFT = 1e-3  # above it the last timestep is not noise enough for sampling to start there
+SIGNAL_LEFT = 1e-3  # above it the last timestep is not noise enough for sampling to start there
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class NoiseSchedule:
     def _from_betas(cls, betas: Tensor, settings: Mapping[str, Any]) -> NoiseSchedule:
         schedule = cls(torch.cumprod(1 - betas, dim=0), settings)
         left = float(schedule.alphas_cumprod[-1])
-        if left > _SIGNAL_LEFT:
+        if left > SIGNAL_LEFT:
             warnings.warn(
                 f"the last of {len(betas)} timesteps keeps alphas_cumprod = {left:.3g}, a signal that sampling from pure noise "
                 "lacks; use more timesteps, the 1000/T rescale or a zero-terminal-SNR schedule",

@@ -200,8 +200,10 @@ def generate_batches(
     if cfg_plus_plus and ((scales < 0) | (scales > 1)).any():
         raise ValueError(f"guidance is {guidance}; with cfg_plus_plus it lies in 0 to 1")
     if guide is None and not config.has_null_label and (scales != 1.0).any():
+        remedy = "; where its last class, or a row of zeros, is one, say so: --null-label, load_diffusers(..., null_label=True)"
         raise ValueError(
-            f"guidance is {guidance}, but the network was trained without a null label; it can be sampled with 1 only"
+            f"guidance is {guidance}, but the network was trained without a null label, or its files name none; it can be "
+            f"sampled with 1 only{remedy if config.class_embedding == 'table' else ''}"
         )
     scales = np.broadcast_to(scales, (count,))
     reasons = {
@@ -315,7 +317,9 @@ def _is_edm(config: DiffusionConfig) -> bool:
 
 def _schedule(config: DiffusionConfig) -> NoiseSchedule:
     """Of any scheduler, EDM's training noise levels too."""
-    return NoiseSchedule.from_config(config) if config.scheduler is None else from_diffusers_config(config.scheduler).schedule
+    if config.scheduler is not None and _is_edm(config):
+        return from_diffusers_config(config.scheduler).schedule
+    return NoiseSchedule.from_config(config)
 
 
 def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] | StepTable, steps: int) -> StepTable:
@@ -326,7 +330,10 @@ def step_table(model: ConditionalUNet, sampler: str | Callable[..., StepTable] |
     if sampler == OWN_SCHEDULER:
         if model.diffusion.scheduler is None:
             raise ValueError(f"the model comes with no scheduler of its own; choose one of {', '.join(SAMPLERS)}")
-        sampler = own = from_diffusers_config(model.diffusion.scheduler).sampler
+        try:
+            sampler = own = from_diffusers_config(model.diffusion.scheduler).sampler
+        except ValueError as error:
+            raise ValueError(f"the model's scheduler is not followed; choose one of {', '.join(SAMPLERS)}: {error}") from error
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(SAMPLERS)}")

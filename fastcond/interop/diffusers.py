@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastcond.config import DiffusionConfig, UNetConfig
-from fastcond.diffusion import NoiseSchedule, from_diffusers_config, to_diffusers_config
+from fastcond.config import UNetConfig
+from fastcond.diffusion import NoiseSchedule, to_diffusers_config
+from fastcond.interop.label_mlp import LABEL_MLP_NAME, as_sequential, find_label_mlp, read_label_mlp
+from fastcond.interop.layout import LABELS_NAME, Layout, latent_components, layout_of
+from fastcond.interop.scheduler_files import read_diffusion
 from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
 from fastcond.interop.unet2d_condition_config import label_unet_config, unet2d_condition_config
 from fastcond.interop.unet2d_config import CLASS, unet2d_config, unet_config
-from fastcond.interop.weights import load_into, naming, read_file, read_folder
+from fastcond.interop.weights import build, naming, read_folder
 from fastcond.nn import ConditionalUNet
 from fastcond.training.run_directory import read_json
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-LABELS_NAME = "class_labels.json"
-_LABEL_MLP_NAMES = ("emb_net.safetensors", "emb_net.pth", "emb_net.pt")
 _LABEL_MLP = "label_embedding."
 # What of a config the weights' shapes follow from.
 _SHAPING = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "in_channels", "out_channels")
@@ -36,46 +37,51 @@ def load_diffusers(
     null_label: bool | None = None,
     image_size: tuple[int, int] | None = None,
     variant: str | None = None,
+    scheduler: str | Path | Mapping[str, Any] | None = None,
+    timesteps: int | None = None,
+    prediction: str | None = None,
 ) -> ConditionalUNet:
     """A network that diffusers has saved, in float32 and eval mode, on the CPU.
 
     Args:
         path: a folder with config.json and weights, or a pipeline's with model_index.json, unet/ and scheduler/, or with the
-            files of these two in the folder itself.
+            files of these two in the folder itself, or a sub-folder of a pipeline, such as its unet_ema/.
         label_mlp: of a `UNet2DConditionModel`, the file of the MLP that makes a token of a one-hot label; None:
-            emb_net.safetensors, .pth or .pt in the folder or beside it.
+            emb_net.safetensors, .pth or .pt, or the only file whose name ends so, in the folder or beside it.
         null_label: whether the last row of the class-embedding table (of the MLP: a row of zeros) stands for "no condition",
             which guidance needs; None: as class_labels.json says, else not.
         image_size: (H, W) of what is sampled; None: as the config says.
-        variant: of the weights' file, such as "fp16".
-    Returns: a `ConditionalUNet`, whose `diffusion` follows the pipeline's scheduler; of a model alone, diffusers' DDPM
-        defaults with as many timesteps as the network was told of.
+        variant: of the weights' file, such as "fp16"; None: the file without one, else the only one there is.
+        scheduler: a scheduler_config.json, a folder with one, or its object; None: the one in the folder, in scheduler/ there, or
+            in scheduler/ beside it; else diffusers' DDPM defaults, with as many timesteps as the network was told of, of
+            which a warning tells.
+        timesteps, prediction: T, and "eps", "v" or "x_0", in the place of what the scheduler says. With T no warning tells.
+    Returns: a `ConditionalUNet`, whose `diffusion` follows the scheduler. Of one whose runs have no counterpart here, such as
+        PNDMScheduler, it has betas and prediction.
     Raises: FileNotFoundError, or ValueError naming the file and what is wrong with it. Nothing that a file holds is run.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
+    layout = layout_of(path)
+    folder, unet = layout.named, layout.unet
     if (folder / "checkpoints").is_dir():
         raise ValueError(f"{folder} is a run of fastcond; load it with fastcond.load_run")
-    is_pipeline = (folder / "model_index.json").is_file()
-    # Pipelines of diffusers' first versions, google/ddpm-* among them, hold their parts in the folder itself.
-    is_flat = not (folder / "unet").is_dir() and (folder / "config.json").is_file()
-    unet = folder / "unet" if is_pipeline and not is_flat else folder
+    if layout.is_pipeline and (latents := _of_latents(layout)):
+        raise ValueError(f"{latents}, and would be drawn as if it were; draw with diffusers")
     place = unet / "config.json"
     config = _read_json(place)
     if "_class_name" not in config:
         raise ValueError(f"{place} has no _class_name, so it is no model's of diffusers; {CLASS} and {CONDITION_CLASS} are known")
     unsaid = [key for key in _SHAPING if key not in config]
-    if null_label is None:
-        null_label = any(_names_null_label(place) for place in (folder / LABELS_NAME, unet / LABELS_NAME))
+    claim = _claimed_null_label(layout) if null_label is None else None
+    has_null_label = claim is not None if null_label is None else null_label
     weights = read_folder(unet, variant)
-    if config.get("_class_name") == CONDITION_CLASS:
-        mlp_path = _find_label_mlp(unet, label_mlp)
-        mlp = _read_label_mlp(mlp_path)
+    positions = None
+    if config["_class_name"] == CONDITION_CLASS:
+        mlp_path = find_label_mlp(unet, layout.beside) if label_mlp is None else Path(label_mlp)
+        mlp, positions = read_label_mlp(mlp_path)
         hidden, classes = mlp["linear_1.weight"].shape
         with naming(place, unsaid):
             network = label_unet_config(
-                config, num_classes=classes, label_hidden_dim=hidden, has_null_label=null_label, image_size=image_size
+                config, num_classes=classes, label_hidden_dim=hidden, has_null_label=has_null_label, image_size=image_size
             )
         width, wanted = len(mlp["linear_2.weight"]), network.label_token_dim or network.label_context_dim
         if width != wanted:
@@ -83,11 +89,22 @@ def load_diffusers(
         weights.update({_LABEL_MLP + name: value for name, value in mlp.items()})
     else:
         with naming(place, unsaid):
-            network = unet_config(config, has_null_label=null_label, image_size=image_size)
-    model = ConditionalUNet(network, _diffusion(folder))
+            network = unet_config(config, has_null_label=has_null_label, image_size=image_size)
+        if label_mlp is not None:
+            raise ValueError(f"{place} is of a {CLASS}, which has no label MLP; leave out --label-mlp (label_mlp)")
+    if claim is not None:
+        _check_null_label(*claim, network)
+    rows = network.num_timesteps if network.time_embedding == "learned" else None
+    diffusion, notes = read_diffusion(layout, scheduler=scheduler, timesteps=timesteps, prediction=prediction, rows=rows)
     with naming(unet, unsaid):
-        load_into(model, weights)
-    return model.requires_grad_(False).eval()
+        model = build(network, diffusion, weights)
+    if positions is not None:
+        model.label_embedding.positions = positions
+    # Only now: of what is refused, one line tells.
+    notes += [f"{latents}; what is drawn from {folder} are no images" for latents in (_of_latents(layout),) if latents]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return model
 
 
 def save_diffusers(
@@ -122,9 +139,7 @@ def save_diffusers(
     (folder / "scheduler").mkdir(exist_ok=True)
     _save_weights(folder / "unet" / WEIGHTS_NAME, weights)
     if mlp:
-        positions = {"linear_1": "0", "linear_2": "2"}
-        renamed = {f"{positions[name.split('.')[0]]}.{name.split('.')[1]}": value for name, value in mlp.items()}
-        _save_weights(folder / "unet" / _LABEL_MLP_NAMES[0], renamed)
+        _save_weights(folder / "unet" / LABEL_MLP_NAME, as_sequential(mlp, model.label_embedding.positions))
     _write_json(folder / "unet" / "config.json", described)
     _write_json(folder / "scheduler" / "scheduler_config.json", described_scheduler)
     _write_json(folder / LABELS_NAME, {"label2id": {name: i for i, name in enumerate(names)}, "null_class_id": _null_id(config)})
@@ -140,62 +155,44 @@ def save_diffusers(
 
 def class_names_of(path: str | Path, num_classes: int) -> tuple[str, ...]:
     """The names in a folder's class_labels.json, by label; numbers where there is none. Raises: ValueError for a broken file."""
-    for place in (Path(path) / LABELS_NAME, Path(path) / "unet" / LABELS_NAME):
-        if place.is_file():
-            ids = _read_json(place).get("label2id")
-            if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(num_classes), key=str):
-                raise ValueError(f"{place}: label2id must name the labels 0 to {num_classes - 1}, each once")
-            return tuple(sorted(ids, key=lambda name: ids[name]))
-    return tuple(str(label) for label in range(num_classes))
+    place = _labels_file(layout_of(path))
+    if place is None:
+        return tuple(str(label) for label in range(num_classes))
+    ids = _read_json(place).get("label2id")
+    if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(num_classes), key=str):
+        raise ValueError(f"{place}: label2id must name the labels 0 to {num_classes - 1}, each once")
+    return tuple(sorted(ids, key=lambda name: ids[name]))
 
 
 def _null_id(config: UNetConfig) -> int | None:
     return config.null_label if config.has_null_label else None
 
 
-def _names_null_label(path: Path) -> bool:
-    return path.is_file() and _read_json(path).get("null_class_id") is not None
+def _labels_file(layout: Layout) -> Path | None:
+    return next((place for folder in layout.folders if (place := folder / LABELS_NAME).is_file()), None)
 
 
-def _diffusion(folder: Path) -> DiffusionConfig:
-    """What the pipeline's scheduler says; DDPM's defaults where there is none."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    path = path if path.is_file() else folder / path.name
-    index = folder / "model_index.json"
-    if index.is_file() and "scheduler" in _read_json(index) and not path.is_file():
-        raise FileNotFoundError(f"{index} names a scheduler, and scheduler/{path.name} is missing; the folder is not whole")
-    config: Mapping[str, Any] = _read_json(path) if path.is_file() else {"_class_name": "DDPMScheduler"}
-    with naming(path):
-        found = from_diffusers_config(config)
-    return DiffusionConfig(num_timesteps=found.schedule.num_timesteps, prediction=found.prediction, scheduler=dict(config))
+def _claimed_null_label(layout: Layout) -> tuple[Path, Any] | None:
+    """The file that says that there is a null label, and which it names."""
+    place = _labels_file(layout)
+    null = None if place is None else _read_json(place).get("null_class_id")
+    return None if place is None or null is None else (place, null)
 
 
-def _find_label_mlp(unet: Path, given: str | Path | None) -> Path:
-    if given is not None:
-        return Path(given)
-    for folder in (unet, unet.parent):
-        for name in _LABEL_MLP_NAMES:
-            if (folder / name).is_file():
-                return folder / name
-    raise FileNotFoundError(
-        f"{unet} is a {CONDITION_CLASS}, which is told a token; no {', '.join(_LABEL_MLP_NAMES)} is there or beside it: copy the "
-        "label MLP's file there, or name it: fastcond.load_diffusers(..., label_mlp=...)"
-    )
+def _check_null_label(place: Path, null: Any, network: UNetConfig) -> None:
+    """Raises: ValueError for a null label that is another than guidance would take."""
+    last = network.null_label
+    if type(null) is not int or null != last:
+        raise ValueError(
+            f"{place} says null_class_id {null!r}; only {last} can stand for no condition here, the last row of the class table "
+            "(of a label MLP, a row of zeros): correct it, put that row last, or say null to draw without guidance"
+        )
 
 
-def _read_label_mlp(path: Path) -> dict[str, Tensor]:
-    """The two Linears of a Sequential, wherever they stand in it."""
-    weights = read_file(path)
-    layers = sorted({int(match[1]) for name in weights if (match := re.fullmatch(r"(\d+)\.(weight|bias)", name))})
-    expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
-    if len(layers) != 2 or set(weights) != expected:
-        found = ", ".join(sorted(weights))[:200] or "nothing"
-        raise ValueError(f"{path} holds {found}; two Linears of a Sequential are needed, such as 0 and 2")
-    first, second = (weights[f"{layer}.weight"] for layer in layers)
-    if first.dim() != 2 or second.dim() != 2 or second.shape[1] != first.shape[0]:
-        raise ValueError(f"{path}: weights of shapes {list(first.shape)} and {list(second.shape)} do not follow one another")
-    places = zip(("linear_1", "linear_2"), layers, strict=True)
-    return {f"{name}.{kind}": weights[f"{layer}.{kind}"] for name, layer in places for kind in ("weight", "bias")}
+def _of_latents(layout: Layout) -> str:
+    """What shows that the network's samples are none of pixels; empty where they are."""
+    components = ", ".join(latent_components(layout))
+    return f"{layout.index} names {components}: its network draws in their space, which is none of pixels" if components else ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.diffusion import from_diffusers_config
-from fastcond.interop.weights import load_into, naming, read_file
+from fastcond.interop.weights import build, naming, read_file
 from fastcond.nn import ConditionalUNet
 
 QKVOrder = Literal["legacy", "new"]
@@ -65,7 +65,8 @@ def load_guided_diffusion(
             consistency_models, whose weights have four dimensions and whose order is new unless it is said to be legacy.
         head_dim: channels of an attention head (num_head_channels); of a network of num_heads heads, channels / num_heads.
         image_size: (H, W) of what is sampled. The weights do not tell.
-        schedule: of the noise; None: as ADM's models, cosine at 64x64 and else linear. num_timesteps: T.
+        schedule: of the noise; None: as ADM's models, cosine at 64x64 and else linear; a network of consistency_models has
+            neither, so for one (weights of four dimensions) it has to be given. num_timesteps: T.
     Returns: a `ConditionalUNet` with as many classes as the file has and no null label. `diffusion` is guided-diffusion's: eps,
         linear betas scaled by 1000/T, the noise's variance learned where the output has twice the input's channels, else beta.
         It does not describe a network of consistency_models, which is told rescaled log sigmas for timesteps.
@@ -80,15 +81,20 @@ def load_guided_diffusion(
         raise ValueError(f"head_dim is {head_dim}; it must be at least 1")
     weights = _Weights(path, read_file(path))
     found = _Structure(weights)
+    if schedule is None and any(name.endswith(".qkv.weight") and value.dim() == 4 for name, value in weights.items()):
+        raise weights.error(
+            "its attention is stored as consistency_models does, whose networks are told rescaled log sigmas for timesteps: no "
+            "schedule here is its own, and no sampler here draws from it; for the network alone, or one of guided-diffusion "
+            "after all, give a schedule (--schedule linear, schedule=), and scheduler/ is then not the network's"
+        )
     try:
         config = found.config(head_dim, image_size)
-        model = ConditionalUNet(config, _diffusion(found, image_size, schedule, num_timesteps))
+        diffusion = _diffusion(found, image_size, schedule, num_timesteps)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     renamed = _renamed(weights, found, head_dim, qkv_order)
     with naming(path):
-        load_into(model, renamed)
-    return model.requires_grad_(False).eval()
+        return build(config, diffusion, renamed)
 
 
 class _Weights(Mapping[str, Tensor]):

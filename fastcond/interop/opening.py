@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,12 +33,19 @@ class Opened:
     sampler: str
 
 
-def open_model(path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> Opened:
+def open_model(path: str | Path, *, step: int | None = None, device: str | torch.device = "cpu", **settings: Any) -> Opened:
     """Load a run's checkpoint `step`, by default the last, or a folder of diffusers, in eval mode.
 
-    Raises: FileNotFoundError where there is none, ValueError for one that is damaged, or whose step does not exist.
+    Args: settings: of `load_diffusers`, such as null_label; None is as not given. Those of a run are in its config.json.
+    Raises: FileNotFoundError where there is none, ValueError for one that is damaged, or whose step does not exist, and for
+        settings that a run does not have.
     """
     folder = Path(path)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if folder.is_file():
+        command = f"python -m fastcond.convert {shlex.quote(str(folder))} FOLDER"
+        hint = f"; a checkpoint of guided-diffusion is converted first: {command}" if folder.suffix == ".pt" else ""
+        raise ValueError(f"{folder} is a file; name the folder with config.json and weights, such as {folder.parent}{hint}")
     if not is_diffusers_folder(folder):
         if folder.is_dir() and not (folder / "config.json").exists():
             raise FileNotFoundError(
@@ -47,6 +56,10 @@ def open_model(path: str | Path, *, step: int | None = None, device: str | torch
                 f"there is no run in {folder}, the folder does not exist; make one with: python -m fastcond.train --out "
                 f"{shlex.quote(str(folder))}; a model of diffusers is named by its folder on this machine, nothing is downloaded"
             )
+        if settings:
+            name = next(iter(settings))
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} ({name}) is of a model of diffusers; {folder} is a run of fastcond, so leave it out")
         run = load_run(folder, step=step, device=device)
         knows = run.config.training.label_dropout > 0
         return Opened(run.model, run.class_names, run.step, run.weights_sha256, knows, "ddpm")
@@ -54,13 +67,22 @@ def open_model(path: str | Path, *, step: int | None = None, device: str | torch
         raise ValueError(f"{folder} is a folder of diffusers, which has no checkpoints; leave out --checkpoint")
     # Only now: a run of ours does not wait for it.
     from fastcond.interop.diffusers import class_names_of, load_diffusers
+    from fastcond.interop.scheduler_files import follows
 
-    model = load_diffusers(folder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = load_diffusers(folder, **settings).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     names = class_names_of(folder, model.config.num_classes)
-    return Opened(model, names, None, digest.hexdigest(), model.config.has_null_label, "scheduler")
+    scheduler = model.diffusion.scheduler or {}
+    sampler = "scheduler" if follows(scheduler) else "ddim"
+    if sampler != "scheduler":
+        warnings.warn(
+            f"{folder} comes with {scheduler.get('_class_name')}, whose steps are not followed here; its betas are taken, and "
+            f"{sampler} draws in its place unless another sampler is named",
+            stacklevel=2,
+        )
+    return Opened(model, names, None, digest.hexdigest(), model.config.has_null_label, sampler)
 
 
 def is_diffusers_folder(folder: Path) -> bool:

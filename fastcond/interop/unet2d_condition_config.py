@@ -20,7 +20,6 @@ _MUST_BE: Mapping[str, tuple[Any, ...]] = {
     "conv_out_kernel": (3,),
     "cross_attention_norm": (None,),
     "dual_cross_attention": (False,),
-    "encoder_hid_dim_type": ("text_proj",),
     "mid_block_only_cross_attention": (None, False),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_class_embeds": (None,),
@@ -82,6 +81,11 @@ def label_unet_config(
     found = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
     if found["encoder_hid_dim"] is not None and found["encoder_hid_dim_type"] is None:
         found["encoder_hid_dim_type"] = "text_proj"  # as diffusers does
+    # Without a projection, the token is as wide as cross-attention takes it.
+    kind = None if found["encoder_hid_dim"] is None else "text_proj"
+    if found["encoder_hid_dim_type"] != kind:
+        says = f"encoder_hid_dim_type is {found['encoder_hid_dim_type']!r} with encoder_hid_dim {found['encoder_hid_dim']!r}"
+        raise ValueError(f"{says}, which fastcond has no counterpart for; it knows {kind!r} there")
     for key, allowed in _MUST_BE.items():
         value = found.get(key, config.get(key, allowed[0]))
         if value not in allowed:
@@ -134,7 +138,7 @@ def unet2d_condition_config(config: UNetConfig) -> dict[str, Any]:
         "norm_eps": config.norm_eps,
         "cross_attention_dim": config.label_context_dim,
         "encoder_hid_dim": config.label_token_dim,
-        "encoder_hid_dim_type": "text_proj",
+        "encoder_hid_dim_type": None if config.label_token_dim is None else "text_proj",
         "attention_head_dim": config.label_attention_heads,
         "time_embedding_dim": config.time_embedding_dim,
         "resnet_time_scale_shift": "default",

@@ -62,13 +62,15 @@ def unet_config(
         raise ValueError(f"_class_name is {class_name!r}; a config of {CLASS} is needed")
     if found["act_fn"] not in ("silu", "swish"):
         raise _unsupported("act_fn", found["act_fn"], "silu")
-    if found["resnet_time_scale_shift"] not in _CONDITIONING:
+    if found["resnet_time_scale_shift"] not in tuple(_CONDITIONING):  # a list in its place has no hash
         raise _unsupported("resnet_time_scale_shift", found["resnet_time_scale_shift"], "default or scale_shift")
     if found["mid_block_type"] not in (None, "UNetMidBlock2D"):
         raise _unsupported("mid_block_type", found["mid_block_type"], "UNetMidBlock2D or none")
     class_embedding, num_classes = _class_embedding(found, has_null_label)
     scale_shift = found["resnet_time_scale_shift"] == "scale_shift"
     mid_groups = found["attn_norm_num_groups"]
+    if mid_groups == 0:
+        raise _unsupported("attn_norm_num_groups", mid_groups, "a number of at least 1, or none")
     values = {
         **shared_settings(found, image_size),
         "num_classes": num_classes,
@@ -150,6 +152,8 @@ def _class_embedding(found: Mapping[str, Any], has_null_label: bool) -> tuple[st
     kind, rows = found["class_embed_type"], found["num_class_embeds"]
     if kind not in (None, "timestep", "identity"):
         raise _unsupported("class_embed_type", kind, "timestep, identity or none")
+    if has_null_label and (kind == "timestep" or (kind is None and rows is None)):
+        raise ValueError("a null label is the last row of a class-embedding table, and there is no such table (num_class_embeds)")
     if kind is not None:
         return kind, 1
     if rows is None:

@@ -14,7 +14,11 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
+
+from fastcond.config import DiffusionConfig, UNetConfig
+from fastcond.nn import ConditionalUNet
+from fastcond.training.run_directory import NoInitialWeights
 
 # What a file that is cut short, altered, or none at all makes the readers raise, as found by altering files at random.
 _DAMAGED = (
@@ -31,6 +35,16 @@ _DAMAGED = (
     pickle.UnpicklingError,
 )
 _STEM = "diffusion_pytorch_model"
+# The file of a variant, whole or as an index of shards; the best to read come first.
+_FILES = tuple(
+    re.compile(rf"{_STEM}{pattern}")
+    for kind in ("safetensors", "bin")
+    for pattern in (rf"(?:\.([^.]+))?\.{kind}", rf"\.{kind}\.index(?:\.([^.]+))?\.json")
+)
+_IS_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+# What is read as the numbers of a network. Of eight bits, they are cast numbers; formats with scales beside them are others.
+_NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_NUMBERS |= {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz}
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY = re.compile(r"^(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$")
 
@@ -38,7 +52,7 @@ _LEGACY = re.compile(r"^(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weigh
 def read_folder(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
     """The weights in a model's folder as diffusers writes it, with today's names, on the CPU, in the dtypes of the file.
 
-    Args: variant: such as "fp16", a part of the file's name; None: the file without one, else the only one there is.
+    Args: variant: such as "fp16", a part of the file's name; None: the file or shards without one, else the only ones there are.
     Raises: FileNotFoundError where there is none, ValueError for a file that is damaged or no such file.
     """
     path = _find(folder, variant)
@@ -69,6 +83,14 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no whole file of weights, or holds more than weights: {_reason(error)}") from error
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path} holds {type(loaded).__name__}, not a dictionary of tensors")
+    for name, value in loaded.items():
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{path} holds a tensor by the name {name!r}, which is no text; it is no file of a network's weights"
+            )
+        if value.is_nested or value.layout != torch.strided or value.is_meta:
+            kind = "nested" if value.is_nested else "without numbers" if value.is_meta else str(value.layout)
+            raise ValueError(f"{path}: {name} is a tensor of another kind ({kind}); save it as a plain one")
     return dict(loaded)
 
 
@@ -82,26 +104,45 @@ def naming(path: Path, unsaid: Sequence[str] = ()) -> Iterator[None]:
         raise ValueError(f"{path}: {error}{defaults}") from error
 
 
-def load_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a module of the same names and shapes, in the module's dtype.
+def build(config: UNetConfig, diffusion: DiffusionConfig, weights: Mapping[str, Tensor]) -> ConditionalUNet:
+    """The network of a config, with copies of the weights, in float32 and eval mode, on the CPU.
+
+    Nothing is allocated before names and shapes are known to fit, whatever sizes a config claims.
 
     Raises: ValueError naming what is missing, not expected, of another shape, no floating-point numbers or not finite.
     """
-    own = module.state_dict()
+    levels, layers = len(config.block_out_channels), config.layers_per_block
+    if levels * layers > len(weights):
+        raise ValueError(f"it does not fit its config, {levels} levels of {layers} layers: the weights are {len(weights)} in all")
+    with torch.device("meta"), NoInitialWeights():
+        own = ConditionalUNet(config, diffusion).state_dict()
+    fitting = _fitting(own, weights)
+    with NoInitialWeights():
+        model = ConditionalUNet(config, diffusion)
+    model.load_state_dict(fitting)
+    return model.requires_grad_(False).eval()
+
+
+def _fitting(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in the dtypes of a module's own. Raises: ValueError as `build`."""
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or extra:
         found = [
             f"{len(names)} {what} ({', '.join(names[:3])})" for names, what in ((missing, "missing"), (extra, "unknown")) if names
         ]
         raise ValueError(f"it does not fit its config: of the weights are {' and '.join(found)}")
+    cast: dict[str, Tensor] = {}
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise ValueError(f"{name} is {list(value.shape)}; its config says {list(own[name].shape)}")
-        if not value.is_floating_point():
+        if value.dtype not in _NUMBERS:
             raise ValueError(f"{name} is {value.dtype}, no weights")
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{name} holds numbers that are not finite; its training went wrong, or the file")
-    module.load_state_dict(dict(weights))
+        cast[name] = value.to(own[name].dtype)
+        if not bool(torch.isfinite(cast[name]).all()):
+            too_large = value.dtype == torch.float64 and bool(torch.isfinite(value).all())
+            why = "are too large for float32" if too_large else "are not finite; its training went wrong, or the file"
+            raise ValueError(f"{name} holds numbers that {why}")
+    return cast
 
 
 def _reason(error: Exception) -> str:
@@ -117,24 +158,28 @@ def _reason(error: Exception) -> str:
 def _find(folder: Path, variant: str | None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    dotted = "" if variant is None else f".{variant}"
-    names = [f"{_STEM}{dotted}.safetensors", f"{_STEM}.safetensors.index{dotted}.json", f"{_STEM}{dotted}.bin"]
-    names.append(f"{_STEM}.bin.index{dotted}.json")
-    for name in names:
-        if (folder / name).exists():
-            return folder / name
-    others = sorted(path for path in folder.glob(f"{_STEM}.*") if path.suffix in (".safetensors", ".bin"))
-    if variant is None and len(others) == 1:
-        return others[0]
-    there = f"; there are {', '.join(path.name for path in others)}" if others else ""
-    raise FileNotFoundError(f"{folder} holds no {names[0]}{there}")
+    by_variant: dict[str | None, Path] = {}
+    names = sorted(path.name for path in folder.iterdir() if path.name.startswith(f"{_STEM}."))
+    for pattern in _FILES:
+        for name in names:
+            match = pattern.fullmatch(name)
+            if match is not None and not _IS_SHARD.search(match[1] or ""):
+                by_variant.setdefault(match[1], folder / name)
+    if variant is None and None not in by_variant and len(by_variant) == 1:
+        variant = next(iter(by_variant))
+    if variant in by_variant:
+        return by_variant[variant]
+    there = f"; there are {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
+    others = sorted(other for other in by_variant if other is not None)
+    choose = f': choose one by variant="{others[0]}" (--variant {others[0]})' if others else ""
+    raise FileNotFoundError(f"{folder} holds no {_STEM}{'' if variant is None else f'.{variant}'}.safetensors{there}{choose}")
 
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index names, which lie beside it."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of shards: {error!r}") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:

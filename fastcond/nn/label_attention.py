@@ -21,13 +21,17 @@ _NORM_EPS = 1e-6  # of the norm before a transformer, whatever the network's own
 
 
 class LabelMLP(nn.Module):
-    """Linear, dropout, GELU, Linear, on a label as a vector: one-hot, soft, or several at once. [B, K] -> [B, width]."""
+    """Linear, dropout, GELU, Linear, on a label as a vector: one-hot, soft, or several at once. [B, K] -> [B, width].
+
+    positions: of its two Linears in the Sequential that it is in a file, which may hold the dropout too.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
+        self.positions = (0, 2)
         self.linear_1 = nn.Linear(config.num_classes, config.label_hidden_dim)
         self.dropout = nn.Dropout(config.label_dropout)
-        self.linear_2 = nn.Linear(config.label_hidden_dim, config.label_token_dim)
+        self.linear_2 = nn.Linear(config.label_hidden_dim, config.label_token_dim or config.label_context_dim)
 
     def forward(self, label: Tensor) -> Tensor:
         return self.linear_2(F.gelu(self.dropout(self.linear_1(label))))

@@ -132,7 +132,8 @@ class ConditionalUNet(nn.Module):
         self.class_embedding: nn.Module | None = None
         if config.conditioning == "label_attention":
             self.label_embedding = LabelMLP(config)
-            self.encoder_hid_proj = nn.Linear(config.label_token_dim, config.label_context_dim)
+            token_dim = config.label_token_dim
+            self.encoder_hid_proj = None if token_dim is None else nn.Linear(token_dim, config.label_context_dim)
         elif config.class_embedding == "table":
             self.class_embedding = nn.Embedding(config.largest_label + 1, dim)
         elif config.class_embedding == "timestep":
@@ -185,7 +186,8 @@ class ConditionalUNet(nn.Module):
         """The token of "label_attention": label int64 [B] in [0, K], or float [B, K], as [B, context]; None for others."""
         if self.config.conditioning != "label_attention":
             return None
-        return self.encoder_hid_proj(self.label_embedding(label_vector(label, self.config.num_classes, self.dtype)))
+        token = self.label_embedding(label_vector(label, self.config.num_classes, self.dtype))
+        return token if self.encoder_hid_proj is None else self.encoder_hid_proj(token)
 
     def _waves(self, timestep: Tensor) -> Tensor:
         """What the MLP of a timestep sees."""

@@ -214,7 +214,7 @@ def load_run(path: str | Path, *, step: int | None = None, device: str | torch.d
     config = directory.read_config()
     checkpoint = directory.read_checkpoint(step, files=("ema",))
     # No time goes into initial weights that the checkpoint replaces.
-    with torch.device("meta"), _NoInitialWeights():
+    with torch.device("meta"), NoInitialWeights():
         model = ConditionalUNet(config.network, config.diffusion)
     try:
         model.load_state_dict(dict(checkpoint.tensors["ema"]), assign=True)
@@ -229,7 +229,7 @@ def load_run(path: str | Path, *, step: int | None = None, device: str | torch.d
     return Run(model, config, class_names, checkpoint.step, directory.path, weights_sha256)
 
 
-class _NoInitialWeights(TorchFunctionMode):
+class NoInitialWeights(TorchFunctionMode):
     """Leaves tensors as torch.nn.init finds them. Even on "meta" a random one would load torch._dynamo, a second of imports."""
 
     def __torch_function__(
@@ -251,7 +251,7 @@ def read_json(path: Path, remedy: str = "; restore it or train again") -> dict[s
         raise ValueError(f"{path} is missing; the folder is not whole")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of thousands of digits or brackets
         raise ValueError(f"{path} is not valid JSON ({error}){remedy}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, not an object{remedy}")

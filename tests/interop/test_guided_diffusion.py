@@ -65,7 +65,10 @@ def expected(adm: Adm, weights: dict[str, Tensor]) -> Tensor:
 def test_output(name: str, tmp_path: Path) -> None:
     adm = NETWORKS[name]
     weights = random_weights(adm)
-    model = load_guided_diffusion(save(tmp_path, weights), qkv_order=order(adm), head_dim=adm.head_dim, image_size=SIZE)
+    settings = {"qkv_order": order(adm), "head_dim": adm.head_dim, "image_size": SIZE}
+    if adm.four_dims:  # of consistency_models, which have no schedule
+        settings["schedule"] = "linear"
+    model = load_guided_diffusion(save(tmp_path, weights), **settings)
     x, timestep, label = inputs(adm)
     wanted = expected(adm, weights)
     with torch.no_grad():
@@ -95,8 +98,8 @@ def test_the_order_is_asked_for_only_where_it_matters(tmp_path: Path) -> None:
     one_head = load_guided_diffusion(save(tmp_path, weights), head_dim=64, image_size=SIZE)
     assert torch.equal(one_head.mid_block.attentions[0].to_k.weight, weights["middle_block.1.qkv.weight"][64:128, :, 0])
     theirs = random_weights(NETWORKS["consistency models"])
-    told = load_guided_diffusion(save(tmp_path, theirs), qkv_order="new", head_dim=16, image_size=SIZE)
-    untold = load_guided_diffusion(save(tmp_path, theirs), head_dim=16, image_size=SIZE)
+    told = load_guided_diffusion(save(tmp_path, theirs), qkv_order="new", head_dim=16, image_size=SIZE, schedule="linear")
+    untold = load_guided_diffusion(save(tmp_path, theirs), head_dim=16, image_size=SIZE, schedule="linear")
     assert all(torch.equal(told.state_dict()[name], value) for name, value in untold.state_dict().items())
 
 
@@ -113,6 +116,18 @@ def test_the_schedule_is_adms(tmp_path: Path) -> None:
     close(alphas(), NoiseSchedule.cosine(1000))
     close(alphas(image_size=(128, 128)), NoiseSchedule.linear(1000))
     close(alphas(schedule="linear", num_timesteps=500), NoiseSchedule.linear(500))
+
+
+def test_a_consistency_model_has_no_schedule_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path, random_weights(NETWORKS["consistency models"]))
+    flags = ("--qkv-order", "new", "--head-dim", "16", "--size", "8")
+    assert_one_line(
+        convert_here(path, tmp_path / "out", *flags), capsys, "stored as consistency_models does", "--schedule linear"
+    )
+    assert not (tmp_path / "out").exists()
+    assert convert_here(path, tmp_path / "out", *flags, "--schedule", "linear", "--timesteps", "40") == 0
+    scheduler = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["num_train_timesteps"] == 40 and scheduler["beta_schedule"] == "linear"
 
 
 def test_half_precision_files_are_widened(tmp_path: Path) -> None:

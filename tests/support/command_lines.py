@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcond import sample, train
+from fastcond import convert, export, sample, train
 from fastcond.command_line import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,6 +23,16 @@ def train_here(*arguments: str | Path) -> int:
 def sample_here(*arguments: str | Path) -> int:
     """`python -m fastcond.sample ...` in this process; returns the exit code."""
     return run(sample.main, sample.build_parser(), [str(argument) for argument in arguments])
+
+
+def convert_here(*arguments: str | Path) -> int:
+    """`python -m fastcond.convert ...` in this process; returns the exit code."""
+    return run(convert.main, convert.build_parser(), [str(argument) for argument in arguments])
+
+
+def export_here(*arguments: str | Path) -> int:
+    """`python -m fastcond.export ...` in this process; returns the exit code."""
+    return run(export.main, export.build_parser(), [str(argument) for argument in arguments])
 
 
 def start(module: str, *arguments: str | Path, cwd: Path | None = None, threads: int = 2) -> subprocess.Popen[str]:
