@@ -8,6 +8,8 @@ fastcond.save_diffusers writes it into the folder as pipeline.py; it needs torch
 
 import inspect
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,18 @@ class LabelledImagePipeline(DiffusionPipeline):
         self.null_label: int | None = found.get("null_class_id")
         mlp = self._folder / "emb_net.safetensors"
         self._mlp = load_file(mlp) if isinstance(unet, UNet2DConditionModel) else {}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **settings: Any) -> None:
+        """As diffusers does it, with the files that it does not know of."""
+        super().save_pretrained(save_directory, *arguments, **settings)
+        beside, target = self._folder.parent, Path(save_directory)
+        for source, name in (
+            (beside / "class_labels.json", "class_labels.json"),
+            (self._folder / "emb_net.safetensors", "unet/emb_net.safetensors"),
+            (Path(__file__), "pipeline.py"),
+        ):
+            if source.is_file() and source.resolve() != (target / name).resolve():
+                shutil.copyfile(source, target / name)
 
     @torch.no_grad()
     def __call__(

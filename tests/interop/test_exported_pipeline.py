@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,21 @@ def test_labels_by_index_name_row_and_tensor(tmp_path: Path) -> None:
     assert images[0].size == (8, 8) and images[0].mode == "RGB"
 
 
+@pytest.mark.parametrize("conditioning", ["bias", "label_attention"])
+def test_diffusers_saves_it_again(tmp_path: Path, conditioning: str) -> None:
+    """With the labels' names, the null label, the label MLP and the code, also into the folder itself."""
+    saved(tmp_path / "saved", conditioning=conditioning)
+    call: dict[str, Any] = {"class_labels": ["z", "x"], "guidance_scale": 2.0, "num_inference_steps": 2}
+    expected = drawn_in_diffusers(tmp_path / "saved", **call)
+    pipeline = pipeline_of(tmp_path / "saved")
+    pipeline.save_pretrained(tmp_path / "again")
+    pipeline.save_pretrained(tmp_path / "saved")
+    for name in ("again", "saved"):
+        assert np.array_equal(drawn_in_diffusers(tmp_path / name, **call), expected)
+        ours = generate(load_diffusers(tmp_path / name), [2, 0], guidance=2.0, steps=2, rng="torch")
+        assert np.abs(ours - expected).max() <= GRAY_LEVELS
+
+
 def test_what_it_refuses(tmp_path: Path) -> None:
     saved(tmp_path / "saved", conditioning="bias")
     pipeline = pipeline_of(tmp_path / "saved")
@@ -115,3 +132,11 @@ def test_code_of_a_folder_is_run_only_where_that_is_asked_for(tmp_path: Path) ->
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved", custom_pipeline="pipeline")
     assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")).__name__ == "DDPMPipeline"
+
+
+def test_what_is_shipped_needs_diffusers_and_torch_alone(tmp_path: Path) -> None:
+    saved(tmp_path / "saved", conditioning="bias")
+    nodes = list(ast.walk(ast.parse((tmp_path / "saved" / "pipeline.py").read_text(encoding="utf-8"))))
+    imported = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    imported += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    assert {name.split(".")[0] for name in imported} - sys.stdlib_module_names == {"diffusers", "safetensors", "torch"}
