@@ -41,6 +41,8 @@ class LabelledImagePipeline(DiffusionPipeline):
         self.null_label: int | None = found.get("null_class_id")
         mlp = self._folder / "emb_net.safetensors"
         self._mlp = load_file(mlp) if isinstance(unet, UNet2DConditionModel) else {}
+        # Where the two Linears stand in the Sequential that the file is of.
+        self._layers = sorted({name.split(".")[0] for name in self._mlp}, key=int)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **settings: Any) -> None:
         """As diffusers does it, with the files that it does not know of."""
@@ -119,7 +121,7 @@ class LabelledImagePipeline(DiffusionPipeline):
             labels = torch.as_tensor([self.label2id[label] if isinstance(label, str) else label for label in labels])
         if labels.dim() == 1 and self._mlp:
             # The null label is the row of zeros.
-            classes = self._mlp["0.weight"].shape[1]
+            classes = self._mlp[f"{self._layers[0]}.weight"].shape[1]
             labels = F.one_hot(labels.long(), classes + 1)[:, :classes].float()
         return labels.to(device)
 
@@ -127,6 +129,8 @@ class LabelledImagePipeline(DiffusionPipeline):
         """What the network is called with beside x and t."""
         if not self._mlp:
             return {"class_labels": labels}
-        mlp = {name: value.to(labels.device, dtype) for name, value in self._mlp.items()}
-        hidden = F.gelu(F.linear(labels.to(dtype), mlp["0.weight"], mlp["0.bias"]))
-        return {"encoder_hidden_states": F.linear(hidden, mlp["2.weight"], mlp["2.bias"])[:, None]}
+        token = labels.to(dtype)
+        for place in self._layers:
+            weight, bias = (self._mlp[f"{place}.{kind}"].to(labels.device, dtype) for kind in ("weight", "bias"))
+            token = F.linear(token if place == self._layers[0] else F.gelu(token), weight, bias)
+        return {"encoder_hidden_states": token[:, None]}

@@ -66,15 +66,17 @@ class Pipeline:
         device: str | torch.device = "cpu",
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
+        **settings: Any,
     ) -> Pipeline:
         """Of a run of fastcond, or a model or pipeline folder of diffusers.
 
-        Args: torch_dtype, or dtype, as diffusers calls it too: of the weights; None: float32.
+        Args: torch_dtype, or dtype, as diffusers calls it too: of the weights; None: float32. settings: further keywords of
+            `fastcond.interop.open_model`.
         Raises: as `fastcond.interop.open_model`.
         """
         if torch_dtype is not None and dtype is not None:
             raise ValueError("torch_dtype and dtype are both given, two words for one thing; give one of them")
-        opened = open_model(path, device=device)
+        opened = open_model(path, device=device, **settings)
         pipeline = cls(opened.model, opened.class_names, opened.sampler)
         wanted = torch_dtype or dtype
         return pipeline if wanted is None else pipeline.to(wanted)

@@ -47,7 +47,7 @@ def scheduler_config(diffusion: DiffusionConfig, scheduler: str | Mapping[str, A
     learned = {"variance_type": variance} if variance.startswith("learned") else {}
     if learned and "variance_type" not in SETTINGS[name]:
         raise ValueError(f"diffusers' {name} takes no network that predicts a variance; save with DDPMScheduler")
-    grid = _SPACING if own is None else {key: own.get(key, SETTINGS[own["_class_name"]][key].default) for key in _SPACING}
+    grid = dict(_SPACING) if own is None else {key: value for key, value in _all_of(own).items() if key in _SPACING}
     bounds = _AS_OURS[name] if own is None else _bounds_of(own, name)
     schedule = NoiseSchedule.from_config(diffusion)
     # diffusers' files have settings that are off too, which another class may not know.
@@ -58,8 +58,7 @@ def scheduler_config(diffusion: DiffusionConfig, scheduler: str | Mapping[str, A
 
 def _bounds_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
     """How `own` keeps x_0 in bounds, in the words of class `name`; Euler has none."""
-    kept = {key: own.get(key, spec.default) for key, spec in SETTINGS[own["_class_name"]].items()}
-    known = SETTINGS[name]
+    kept, known = _all_of(own), SETTINGS[name]
     if kept.get("thresholding") and "thresholding" in known:
         return {key: kept[key] for key in _DYNAMIC}
     off = {"clip_sample": False} if "clip_sample" in known else {}
@@ -73,3 +72,8 @@ def _bounds_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise ValueError(f"diffusers' {name} cannot bound x_0 as the model's {own['_class_name']} does, by {largest:g}")
     clip = {"clip_sample": True, "clip_sample_range": float(largest)}
     return clip if "clip_sample" in known else dict(_AS_OURS[name])
+
+
+def _all_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's settings, those that its config leaves out too, where its class is known."""
+    return {**{key: spec.default for key, spec in SETTINGS.get(config["_class_name"], {}).items()}, **config}

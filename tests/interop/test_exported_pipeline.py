@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from fastcond.config import DiffusionConfig
@@ -101,6 +102,17 @@ def test_diffusers_saves_it_again(tmp_path: Path, conditioning: str) -> None:
         assert np.array_equal(drawn_in_diffusers(tmp_path / name, **call), expected)
         ours = generate(load_diffusers(tmp_path / name), [2, 0], guidance=2.0, steps=2, rng="torch")
         assert np.abs(ours - expected).max() <= GRAY_LEVELS
+
+
+def test_a_label_mlp_whose_layers_stand_elsewhere(tmp_path: Path) -> None:
+    """With a dropout between them, as one of the blog's two has."""
+    saved(tmp_path / "saved", conditioning="label_attention")
+    call: dict[str, Any] = {"class_labels": [2, 0], "guidance_scale": 2.0, "num_inference_steps": 2}
+    expected = drawn_in_diffusers(tmp_path / "saved", **call)
+    path = tmp_path / "saved" / "unet" / "emb_net.safetensors"
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name.replace("2.", "10.", 1): value for name, value in weights.items()}, path)
+    assert np.array_equal(drawn_in_diffusers(tmp_path / "saved", **call), expected)
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

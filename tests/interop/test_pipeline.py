@@ -99,6 +99,8 @@ def test_devices_and_dtypes(tmp_path: Path) -> None:
         assert other.dtype == dtype
         error = np.abs(pixels(other(LABELS, **settings)) - expected)
         assert error.max() <= GRAY_LEVELS if dtype == torch.float64 else error.mean() <= BF16_MEAN_LEVELS
+    with pytest.raises(ValueError, match="has no checkpoints"):
+        Pipeline.from_pretrained(tmp_path / "saved", step=3)
     with pytest.raises(ValueError, match="torch_dtype and dtype are both given"):
         Pipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32, torch_dtype=torch.float32)
 

@@ -14,6 +14,7 @@ from fastcond.config import DiffusionConfig
 from fastcond.diffusion.step_table import COLUMNS
 from fastcond.engine import generate, step_table
 from fastcond.interop import load_diffusers, save_diffusers
+from fastcond.interop.scheduler_choice import scheduler_config
 from fastcond.nn import ConditionalUNet
 from tests.support.networks import SKIP_BLOCKS, small_unet
 from tests.tolerances import GRAY_LEVELS
@@ -207,6 +208,15 @@ def test_schedulers_that_are_refused(tmp_path: Path, own: Any, asked: str, messa
     with pytest.raises(ValueError, match=message):
         save_diffusers(model, tmp_path / "saved", scheduler=asked)
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_class_for_a_model_whose_scheduler_is_not_followed() -> None:
+    """Its betas and its spacing are known; it clamps nothing."""
+    theirs = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "steps_offset": 1, "timestep_spacing": "leading"}
+    diffusion = DiffusionConfig(scheduler=theirs)
+    assert scheduler_config(diffusion) == theirs
+    found = scheduler_config(diffusion, "DDIMScheduler")
+    assert {**theirs, "_class_name": "DDIMScheduler", "clip_sample": False}.items() <= found.items()
 
 
 def test_a_whole_scheduler_config(tmp_path: Path) -> None:
