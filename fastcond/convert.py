@@ -28,7 +28,9 @@ def build_parser() -> Parser:
     parser.add_argument("target", type=path, metavar="TO", help="a folder that does not exist yet")
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="of a run: step of the checkpoint (default the last)")
     parser.add_argument(
-        "--scheduler", default="DDPMScheduler", metavar="CLASS", help="of diffusers, to sample with there (default DDPMScheduler)"
+        "--scheduler",
+        metavar="CLASS",
+        help="of diffusers, to sample with there (default: what FROM came with; of a run DDPMScheduler)",
     )
     parser.add_argument(
         "--qkv-order",

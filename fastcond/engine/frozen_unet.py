@@ -105,7 +105,9 @@ class _TorchDenoiser:
             columns = self._values.flatten(0, 1).index_select(0, at)
         else:
             columns = self._table.row(int(row)).index_select(0, slots)
-        return self._ends.after(self._frozen.walk(TorchOperations(columns), self._ends.before(x_t)), row)
+        # A sample is float32 whatever the network is.
+        y = self._frozen.walk(TorchOperations(columns), self._ends.before(x_t).to(self._frozen.model.dtype))
+        return self._ends.after(y, row).to(x_t.dtype)
 
     def static_tensors(self) -> dict[str, Tensor]:
         model = self._frozen.model

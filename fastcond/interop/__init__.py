@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcond.interop.diffusers import load_diffusers, save_diffusers
+    from fastcond.interop.diffusers import load_diffusers
     from fastcond.interop.drop_in import accelerate
     from fastcond.interop.exporting import export_step
     from fastcond.interop.guided_diffusion import load_guided_diffusion
     from fastcond.interop.opening import open_model
     from fastcond.interop.pipeline import Pipeline
+    from fastcond.interop.saving import save_diffusers
 
 __all__ = ["Pipeline", "accelerate", "export_step", "load_diffusers", "load_guided_diffusion", "open_model", "save_diffusers"]
 
@@ -22,7 +23,7 @@ _HOME_OF = {
     "load_diffusers": "diffusers",
     "load_guided_diffusion": "guided_diffusion",
     "open_model": "opening",
-    "save_diffusers": "diffusers",
+    "save_diffusers": "saving",
 }
 
 

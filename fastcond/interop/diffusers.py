@@ -1,31 +1,26 @@
-"""Folders of diffusers: a model's, or a pipeline's, into a `ConditionalUNet`, and out again."""
+"""Folders of diffusers: a model's, or a pipeline's, into a `ConditionalUNet`."""
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from torch import Tensor
-
 from fastcond.config import UNetConfig
-from fastcond.diffusion import NoiseSchedule, to_diffusers_config
-from fastcond.interop.label_mlp import LABEL_MLP_NAME, as_sequential, find_label_mlp, read_label_mlp
+from fastcond.interop.label_mlp import find_label_mlp, read_label_mlp
 from fastcond.interop.layout import LABELS_NAME, Layout, latent_components, layout_of
+from fastcond.interop.saving import LABEL_MLP, save_diffusers
 from fastcond.interop.scheduler_files import read_diffusion
 from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
-from fastcond.interop.unet2d_condition_config import label_unet_config, unet2d_condition_config
-from fastcond.interop.unet2d_config import CLASS, unet2d_config, unet_config
+from fastcond.interop.unet2d_condition_config import label_unet_config
+from fastcond.interop.unet2d_config import CLASS, unet_config
 from fastcond.interop.weights import build, naming, read_folder
 from fastcond.nn import ConditionalUNet
 from fastcond.training.run_directory import read_json
 
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-_LABEL_MLP = "label_embedding."
+__all__ = ["class_names_of", "load_diffusers", "save_diffusers"]
+
 # What of a config the weights' shapes follow from.
 _SHAPING = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "in_channels", "out_channels")
 
@@ -86,7 +81,7 @@ def load_diffusers(
         width, wanted = len(mlp["linear_2.weight"]), network.label_token_dim or network.label_context_dim
         if width != wanted:
             raise ValueError(f"{mlp_path} makes tokens of {width} numbers; {place} says {wanted}")
-        weights.update({_LABEL_MLP + name: value for name, value in mlp.items()})
+        weights.update({LABEL_MLP + name: value for name, value in mlp.items()})
     else:
         with naming(place, unsaid):
             network = unet_config(config, has_null_label=has_null_label, image_size=image_size)
@@ -107,52 +102,6 @@ def load_diffusers(
     return model
 
 
-def save_diffusers(
-    model: ConditionalUNet, path: str | Path, *, class_names: Sequence[str] | None = None, scheduler: str = "DDPMScheduler"
-) -> None:
-    """Write a pipeline folder that diffusers loads: model_index.json, unet/, scheduler/, and our class_labels.json.
-
-    Args:
-        model: one that diffusers can express: conditioning "bias", "scale_shift" or "label_attention", whose label MLP goes
-            into unet/emb_net.safetensors as the Sequential(Linear, GELU, Linear) that it is.
-        path: a folder that does not exist yet, or is empty. class_names: K of them; None: the labels as numbers.
-        scheduler: the class of diffusers that samples with it.
-    Raises: ValueError saying why, for a network that diffusers cannot express; FileExistsError.
-    """
-    folder, config = Path(path), model.config
-    label_attention = config.conditioning == "label_attention"
-    described = unet2d_condition_config(config) if label_attention else unet2d_config(config)
-    names = [str(label) for label in range(config.num_classes)] if class_names is None else list(class_names)
-    if len(names) != config.num_classes:
-        raise ValueError(f"there are {len(names)} class names for {config.num_classes} classes")
-    schedule, prediction = NoiseSchedule.from_config(model.diffusion), model.diffusion.prediction
-    settings = {} if model.diffusion.scheduler is None else dict(model.diffusion.scheduler)
-    variance = {} if model.diffusion.variance == "fixed" else {"variance_type": model.diffusion.variance}
-    if variance and not settings and scheduler == "DDIMScheduler":
-        raise ValueError("diffusers' DDIMScheduler takes no network that predicts a variance; save with DDPMScheduler")
-    described_scheduler = settings or to_diffusers_config(schedule, prediction, scheduler, **variance)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} already exists and is not empty; choose another place")
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    mlp = {name.removeprefix(_LABEL_MLP): weights.pop(name) for name in list(weights) if name.startswith(_LABEL_MLP)}
-    (folder / "unet").mkdir(parents=True, exist_ok=True)
-    (folder / "scheduler").mkdir(exist_ok=True)
-    _save_weights(folder / "unet" / WEIGHTS_NAME, weights)
-    if mlp:
-        _save_weights(folder / "unet" / LABEL_MLP_NAME, as_sequential(mlp, model.label_embedding.positions))
-    _write_json(folder / "unet" / "config.json", described)
-    _write_json(folder / "scheduler" / "scheduler_config.json", described_scheduler)
-    _write_json(folder / LABELS_NAME, {"label2id": {name: i for i, name in enumerate(names)}, "null_class_id": _null_id(config)})
-    unet_class = CONDITION_CLASS if label_attention else CLASS
-    index = {
-        "_class_name": "DDPMPipeline",
-        "scheduler": ["diffusers", described_scheduler["_class_name"]],
-        "unet": ["diffusers", unet_class],
-    }
-    # Last: a folder with an index is a pipeline.
-    _write_json(folder / "model_index.json", index)
-
-
 def class_names_of(path: str | Path, num_classes: int) -> tuple[str, ...]:
     """The names in a folder's class_labels.json, by label; numbers where there is none. Raises: ValueError for a broken file."""
     place = _labels_file(layout_of(path))
@@ -162,10 +111,6 @@ def class_names_of(path: str | Path, num_classes: int) -> tuple[str, ...]:
     if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(num_classes), key=str):
         raise ValueError(f"{place}: label2id must name the labels 0 to {num_classes - 1}, each once")
     return tuple(sorted(ids, key=lambda name: ids[name]))
-
-
-def _null_id(config: UNetConfig) -> int | None:
-    return config.null_label if config.has_null_label else None
 
 
 def _labels_file(layout: Layout) -> Path | None:
@@ -199,12 +144,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the folder is not one of diffusers, or not whole")
     return read_json(path, remedy="")
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    contiguous = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
-    safetensors.torch.save_file(contiguous, path, {"format": "pt"})

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from fastcond.engine import generate
+from fastcond.diffusion import SAMPLERS, from_diffusers_config
+from fastcond.engine import DEFAULT_BATCH_SIZE, generate, step_table
 from fastcond.engine.conditioning_table import vector_label_width
-from fastcond.images import image_grid
+from fastcond.engine.generate import OWN_SCHEDULER, OnStep
 from fastcond.interop.opening import open_model
+from fastcond.interop.pipeline_output import PipelineOutput, check_output_type, converted
+from fastcond.interop.saving import save_diffusers
+from fastcond.interop.scheduler_choice import scheduler_config
 from fastcond.nn import ConditionalUNet
 
 Labels = int | str | Sequence[int | str] | Sequence[Sequence[float]] | np.ndarray | Tensor
+_CLASS_OF = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp2m": "DPMSolverMultistepScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+_STEPS = 50
 
 
-@dataclass
-class PipelineOutput:
-    """images: PIL images, or float32 [N, H, W, C] in [0, 1] for output_type "np", or float32 [N, C, H, W] for "pt"."""
+@dataclass(frozen=True)
+class PipelineScheduler:
+    """config: a scheduler_config.json's object, from which diffusers makes a scheduler: `DDIMScheduler.from_config(config)`."""
 
-    images: Any
-
-    def grid(self, columns: int = 5) -> Image.Image:
-        """The PIL images in rows of `columns`, small ones enlarged without smoothing."""
-        return image_grid(np.stack([np.asarray(image.convert("RGB")) for image in self.images]), columns)
+    config: Mapping[str, Any]
 
 
 class Pipeline:
@@ -46,31 +54,99 @@ class Pipeline:
         self.class_names = tuple(map(str, range(count))) if class_names is None else tuple(class_names)
         if len(self.class_names) != count:
             raise ValueError(f"there are {len(self.class_names)} class names for {count} classes")
-        self.sampler = sampler or ("ddpm" if model.diffusion.scheduler is None else "scheduler")
+        self.sampler = sampler or ("ddpm" if model.diffusion.scheduler is None else OWN_SCHEDULER)
+        self._scheduler = model.diffusion.scheduler
+        self._progress_bar: dict[str, Any] | None = None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> Pipeline:
-        """Of a run of fastcond, or a model or pipeline folder of diffusers. Raises: as `fastcond.interop.open_model`."""
-        opened = open_model(path, device=device)
-        return cls(opened.model, opened.class_names, opened.sampler)
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        **settings: Any,
+    ) -> Pipeline:
+        """Of a run of fastcond, or a model or pipeline folder of diffusers.
+
+        Args: torch_dtype, or dtype, as diffusers calls it too: of the weights; None: float32. settings: further keywords of
+            `fastcond.interop.open_model`.
+        Raises: as `fastcond.interop.open_model`.
+        """
+        if torch_dtype is not None and dtype is not None:
+            raise ValueError("torch_dtype and dtype are both given, two words for one thing; give one of them")
+        opened = open_model(path, device=device, **settings)
+        pipeline = cls(opened.model, opened.class_names, opened.sampler)
+        wanted = torch_dtype or dtype
+        return pipeline if wanted is None else pipeline.to(wanted)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a folder that diffusers loads, with the present scheduler. Raises: as `fastcond.save_diffusers`."""
+        save_diffusers(self.unet, path, class_names=self.class_names, scheduler=self.scheduler.config)
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.unet.parameters()).device
 
-    def to(self, device: str | torch.device) -> Pipeline:
-        """Move the network there."""
-        self.unet.to(device)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return self.unet.dtype
+
+    def to(self, *place: Any, **named: Any) -> Pipeline:
+        """Move the network to a device, or change its dtype, or both, as `torch.nn.Module.to` takes them."""
+        self.unet.to(*place, **named)
         return self
+
+    @property
+    def scheduler(self) -> PipelineScheduler:
+        """What samples, in diffusers' words; of a sampler of ours, the class of diffusers that is written for it.
+
+        A scheduler of diffusers can be assigned, such as `DDIMScheduler.from_config(pipe.scheduler.config)`, or a
+        scheduler_config.json's object: it samples from then on. Raises: ValueError for one that cannot be followed.
+        """
+        if self.sampler == OWN_SCHEDULER and self._scheduler is not None:
+            return PipelineScheduler(self._scheduler)
+        return PipelineScheduler(scheduler_config(self.unet.diffusion, _CLASS_OF.get(self.sampler)))
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        if isinstance(scheduler, Mapping):
+            config = dict(scheduler)
+        elif isinstance(found := getattr(scheduler, "config", None), Mapping):
+            # from_config() keeps what the class does not take, for the next class.
+            taken = inspect.signature(type(scheduler).__init__).parameters
+            config = {"_class_name": type(scheduler).__name__, **{key: found[key] for key in found if key in taken}}
+        else:
+            raise ValueError(f"scheduler is {type(scheduler).__name__}; give a scheduler of diffusers, or its config")
+        from_diffusers_config(config)
+        self._scheduler, self.sampler = config, OWN_SCHEDULER
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name."""
+        return {"unet": self.unet, "scheduler": self.scheduler}
+
+    @property
+    def config(self) -> dict[str, tuple[str, str]]:
+        """Of each part the library and the class, as in model_index.json; the scheduler's is what would be written."""
+        return {"unet": ("fastcond", type(self.unet).__name__), "scheduler": ("diffusers", self.scheduler.config["_class_name"])}
+
+    def set_progress_bar_config(self, **settings: Any) -> None:
+        """Show a bar of tqdm at each call, with these keywords of its; disable=True shows none, as before the first time."""
+        self._progress_bar = None if settings.get("disable") else settings
 
     def __call__(
         self,
-        class_labels: Labels,
+        class_labels: Labels | None = None,
         *,
-        guidance_scale: float | Sequence[float] = 1.0,
-        num_inference_steps: int = 50,
+        batch_size: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        eta: float | None = None,
         seed: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -80,38 +156,89 @@ class Pipeline:
 
         Args:
             class_labels: an index or a name, or a list of them; a list of one-hot rows, or, where the network takes vectors, of
-                soft or multi-label ones, as a list, array or tensor [N, K].
-            guidance_scale: w in u + w (c - u), one number or one an image; 1 is off.
-            num_inference_steps: of the sampler.
+                soft or multi-label ones, as a list, array or tensor [N, K]. A flat list is always one label an image:
+                pipe([0, 0, 1]) is three images, of the labels 0, 0 and 1; one image of a one-hot row is pipe([[0, 0, 1]]).
+                May be left out where the network knows no labels.
+            batch_size: where class_labels is left out, how many images, by default 1; else how many are drawn at a time.
+            guidance_scale: w in u + w (c - u), one number or one an image; 1, the default, is off.
+            num_inference_steps: of the sampler; 50 by default.
             generator: draws the noise as diffusers' pipelines do, so that the images can be compared; None: noise by `seed`.
+            eta: of DDIM, in [0, 1]: how much noise its steps add; 0 by default.
             seed: of the noise; None: drawn from PyTorch's global generator, so that torch.manual_seed repeats a call.
-            output_type: "pil", "np" or "pt". return_dict: False: a tuple of the images takes the output's place.
+            output_type: "pil", "np" (or "numpy") or "pt". return_dict: False: a tuple of the images takes the output's place.
             options: further keywords of `fastcond.generate`, such as sampler or guidance_interval.
         Returns: a `PipelineOutput`.
         Raises: ValueError naming the argument that does not fit and what was found.
         """
-        unknown = sorted(options.keys() - inspect.signature(generate).parameters.keys())
+        unknown = sorted(options.keys() - (inspect.signature(generate).parameters.keys() - {"model", "labels"}))
         if unknown:
             raise TypeError(f"{', '.join(unknown)}: no such argument; images are asked for by class_labels and guidance_scale")
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {output_type!r}; choose pil, np or pt")
-        if generator is not None and seed is not None:
-            raise ValueError("generator and seed are both given; one of them says what the noise is")
-        noise: dict[str, Any] = {"rng": generator}
-        if generator is None:
-            noise = {"seed": int(torch.randint(2**32, ())) if seed is None else seed}
-        settings = {"sampler": self.sampler, "guidance": guidance_scale, "steps": num_inference_steps, **noise, **options}
-        pixels = generate(self.unet, self._labels(class_labels), **settings)
-        images: Any = _converted(pixels, output_type)
+        check_output_type(output_type, self.unet.config.in_channels)
+        steps = _one_of("num_inference_steps", num_inference_steps, "steps", options.pop("steps", None), _STEPS)
+        guidance = _one_of("guidance_scale", guidance_scale, "guidance", options.pop("guidance", None), 1.0)
+        guide = options.get("guide")
+        if guide is not None and not isinstance(guide, ConditionalUNet):
+            raise ValueError(f"guide is {guide!r}; give a network, such as fastcond.load_diffusers(folder)")
+        noise = _noise(generator, seed, options.pop("rng", None))
+        if class_labels is None:
+            batch_size = 1 if batch_size is None else batch_size
+        labels = self._labels(class_labels, batch_size)
+        sampler = self._sampler(options.pop("sampler", self.sampler), steps, eta)
+        batches = -(-len(labels) // (batch_size or DEFAULT_BATCH_SIZE))
+        with self._showing_progress(sampler, steps, batches, options.pop("on_step", None)) as on_step:
+            settings = {**options, **noise, "guidance": guidance, "batch_size": batch_size, "on_step": on_step}
+            pixels = generate(self.unet, labels, sampler=sampler, steps=steps, **settings)
+        images: Any = converted(pixels, output_type)
         return PipelineOutput(images) if return_dict else (images,)
 
-    def _labels(self, labels: Labels) -> Any:
+    def _sampler(self, sampler: Any, steps: int, eta: float | None) -> Any:
         """What `generate` takes."""
-        if isinstance(labels, int | str):
+        named = {} if eta is None else {"eta": eta}
+        if not isinstance(sampler, str) or sampler != OWN_SCHEDULER or self._scheduler is None:
+            if not named:
+                return sampler
+            if isinstance(sampler, str) and sampler == "ddim":
+                return partial(SAMPLERS[sampler], **named)
+        elif not named and self._scheduler is self.unet.diffusion.scheduler:
+            return sampler  # `generate` knows it
+        elif not named or self._scheduler["_class_name"] == "DDIMScheduler":
+            found = from_diffusers_config(self._scheduler)
+            return found.sampler(found.schedule, steps, prediction=found.prediction, **named)
+        raise ValueError(f"eta is {eta}, a setting of DDIM; leave it out, or use sampler='ddim' or a DDIMScheduler")
+
+    @contextmanager
+    def _showing_progress(self, sampler: Any, steps: int, batches: int, on_step: OnStep | None) -> Iterator[OnStep | None]:
+        """What is to be called after each row: the caller's, and the bar's where one was asked for."""
+        if self._progress_bar is None:
+            yield on_step
+            return
+        from tqdm import tqdm  # here, since most calls show none
+
+        with tqdm(total=step_table(self.unet, sampler, steps).num_rows * batches, **self._progress_bar) as bar:
+
+            def advance(row: int, first: int, x_0: Tensor) -> None:
+                bar.update()
+                if on_step is not None:
+                    on_step(row, first, x_0)
+
+            yield advance
+
+    def _labels(self, labels: Labels | None, batch_size: int | None) -> Any:
+        """What `generate` takes."""
+        if labels is None:
+            if self.unet.config.class_embedding != "none" or self.unet.config.conditioning == "label_attention":
+                names = ", ".join(self.class_names[:20])
+                raise ValueError(f"class_labels is missing; give labels or names ({names}), or a list of them, one an image")
+            return np.zeros(max(1, batch_size or 1), dtype=np.int64)
+        if isinstance(labels, int | str | np.integer):
             labels = [labels]
         if isinstance(labels, Tensor):
             labels = labels.cpu().numpy()
         if not isinstance(labels, np.ndarray):
+            widths = {len(label) if isinstance(label, Sequence) and not isinstance(label, str) else 0 for label in labels}
+            if len(widths) > 1:
+                found = ", ".join(f"rows of {width} numbers" if width else "single labels" for width in sorted(widths))
+                raise ValueError(f"class_labels mixes {found}; give single labels, or rows of {len(self.class_names)} numbers")
             if any(isinstance(label, str) for label in labels):
                 return [self._index(label) if isinstance(label, str) else label for label in labels]
             labels = np.asarray(labels)
@@ -132,9 +259,22 @@ class Pipeline:
         return self.class_names.index(name)
 
 
-def _converted(pixels: np.ndarray, output_type: str) -> Any:
-    """uint8 [N, H, W, C] as an output type says."""
-    if output_type == "pil":
-        return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels]
-    floats = pixels.astype(np.float32) / 255
-    return floats if output_type == "np" else torch.from_numpy(floats).permute(0, 3, 1, 2)
+def _one_of(name: str, value: Any, other: str, other_value: Any, default: Any) -> Any:
+    """An argument that has two names. Raises: ValueError where both are given."""
+    if value is not None and other_value is not None:
+        raise ValueError(f"{name} and {other} are both given, two words for one thing; give one of them")
+    return default if value is None and other_value is None else other_value if value is None else value
+
+
+def _noise(generator: Any, seed: int | None, rng: Any) -> dict[str, Any]:
+    """What the noise is, as `generate` takes it. rng: generate's, where it is given."""
+    if generator is None:
+        return {"rng": "philox" if rng is None else rng, "seed": int(torch.randint(2**32, ())) if seed is None else seed}
+    for name, other in (("seed", seed), ("rng", rng)):
+        if other is not None:
+            raise ValueError(f"generator and {name} are both given; one of them says what the noise is")
+    many = isinstance(generator, Sequence) and all(isinstance(one, torch.Generator) for one in generator)
+    if not many and not isinstance(generator, torch.Generator):
+        found = repr(generator)[:50]
+        raise ValueError(f"generator is {found}; give a torch.Generator, or a list with one an image; a number is given as seed")
+    return {"rng": generator}

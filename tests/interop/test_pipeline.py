@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastcond import Pipeline, generate
+from fastcond import Pipeline, ddim, generate
 from fastcond.interop import load_diffusers, save_diffusers
 from tests.support.networks import perturb, small_unet
+from tests.tolerances import BF16_MEAN_LEVELS, GRAY_LEVELS
 
 LABELS = [0, 2, 1]
 
@@ -42,6 +44,131 @@ def test_labels_by_index_name_or_one_hot_row(pipeline: Pipeline) -> None:
         assert np.array_equal(pixels(pipeline(labels, **settings)), expected)
     assert np.array_equal(pixels(pipeline("x", **settings)), expected[:1])
     assert np.array_equal(pixels(pipeline(0, **settings)), expected[:1])
+
+
+def test_a_flat_list_is_one_label_an_image(pipeline: Pipeline) -> None:
+    settings = {"num_inference_steps": 2, "seed": 1}
+    assert len(pipeline([0, 0, 1], **settings).images) == 3
+    row = pipeline([[0, 0, 1]], **settings)
+    assert len(row.images) == 1 and np.array_equal(pixels(row), pixels(pipeline(2, **settings)))
+    assert "pipe([0, 0, 1]) is three images" in (Pipeline.__call__.__doc__ or "")
+
+
+@pytest.fixture(scope="module")
+def unconditional() -> Pipeline:
+    knows_none = {"class_embedding": "none", "num_classes": 1, "has_null_label": False}
+    return Pipeline(small_unet(conditioning="bias", **knows_none).eval())
+
+
+def test_the_only_call_that_ddpm_pipeline_has(tmp_path: Path, unconditional: Pipeline) -> None:
+    """Its arguments, and its images."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    unconditional.save_pretrained(tmp_path / "saved")
+    theirs = diffusers.DDPMPipeline.from_pretrained(tmp_path / "saved")
+    theirs.set_progress_bar_config(disable=True)
+    drawn = [
+        pipe(batch_size=4, generator=torch.Generator().manual_seed(3), num_inference_steps=2, output_type="np").images
+        for pipe in (theirs, Pipeline.from_pretrained(tmp_path / "saved"), unconditional)
+    ]
+    assert drawn[0].shape == (4, 8, 8, 3) and drawn[0].std() > 0.1
+    for images in drawn[1:]:
+        assert np.abs(images - drawn[0]).max() * 255 <= GRAY_LEVELS + 0.5  # theirs are not rounded
+    assert len(unconditional(num_inference_steps=2).images) == 1
+    labelled = pixels(unconditional([0, 0], num_inference_steps=2, seed=1))
+    assert np.array_equal(labelled, pixels(unconditional(batch_size=2, num_inference_steps=2, seed=1)))
+
+
+def test_the_batch_of_one_generator_is_all_of_an_unlabelled_call(unconditional: Pipeline) -> None:
+    """As in diffusers, where batch_size is how many images are drawn, and drawn together."""
+    drawn = unconditional(batch_size=70, generator=torch.Generator().manual_seed(3), num_inference_steps=2)
+    together = generate(unconditional.unet, [0] * 70, steps=2, rng=torch.Generator().manual_seed(3), batch_size=70)
+    assert np.array_equal(pixels(drawn), together)
+    with pytest.raises(ValueError, match="batch size is 0"):
+        unconditional(batch_size=0)
+
+
+def test_devices_and_dtypes(tmp_path: Path) -> None:
+    pipeline = Pipeline(small_unet(conditioning="bias").eval(), ["x", "y", "z"])
+    assert pipeline.to("cpu", torch.float32) is pipeline and pipeline.dtype == torch.float32
+    assert pipeline.to(torch.float64).dtype == torch.float64 and pipeline.to(device="cpu").device == torch.device("cpu")
+    pipeline.to(torch.float32).save_pretrained(tmp_path / "saved")
+    settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0, "seed": 1}
+    expected = pixels(pipeline(LABELS, **settings)).astype(int)
+    for word, dtype in (("torch_dtype", torch.bfloat16), ("dtype", torch.float16), ("dtype", torch.float64)):
+        other = Pipeline.from_pretrained(tmp_path / "saved", **{word: dtype})
+        assert other.dtype == dtype
+        error = np.abs(pixels(other(LABELS, **settings)) - expected)
+        assert error.max() <= GRAY_LEVELS if dtype == torch.float64 else error.mean() <= BF16_MEAN_LEVELS
+    with pytest.raises(ValueError, match="has no checkpoints"):
+        Pipeline.from_pretrained(tmp_path / "saved", step=3)
+    with pytest.raises(ValueError, match="torch_dtype and dtype are both given"):
+        Pipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32, torch_dtype=torch.float32)
+
+
+def test_an_output_is_read_as_diffusers_outputs_are(pipeline: Pipeline) -> None:
+    output = pipeline(LABELS, num_inference_steps=2, seed=1, output_type="numpy")
+    assert output[0] is output["images"] is output.images is output.to_tuple()[0] and output[:1] == (output.images,)
+    assert isinstance(output.images, np.ndarray) and len(tuple(output)) == 1
+    with pytest.raises(KeyError, match="nsfw"):
+        output["nsfw"]
+    with pytest.raises(ValueError, match="a grid is of PIL images, and these are ndarray; draw with output_type='pil'"):
+        output.grid()
+
+
+def test_parts(pipeline: Pipeline) -> None:
+    assert pipeline.components["unet"] is pipeline.unet
+    assert pipeline.components["scheduler"] == pipeline.scheduler
+    assert pipeline.scheduler.config["_class_name"] == "DDPMScheduler"
+    assert pipeline.config == {"unet": ("fastcond", "ConditionalUNet"), "scheduler": ("diffusers", "DDPMScheduler")}
+    assert Pipeline(pipeline.unet, sampler="ddim").config["scheduler"] == ("diffusers", "DDIMScheduler")
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"])
+def test_a_scheduler_of_diffusers_is_swapped_in(tmp_path: Path, name: str) -> None:
+    """The line that users of diffusers write; it is saved with the network."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    own = Pipeline(small_unet(conditioning="bias").eval())
+    own.save_pretrained(tmp_path / "before")
+    pipeline = Pipeline.from_pretrained(tmp_path / "before")
+    scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, timestep_spacing="linspace")
+    before = pixels(pipeline(LABELS, num_inference_steps=6, seed=1))
+    pipeline.scheduler = own.scheduler = scheduler
+    drawn = pixels(pipeline(LABELS, num_inference_steps=6, seed=1))
+    assert not np.array_equal(drawn, before)
+    assert np.abs(drawn - pixels(own(LABELS, num_inference_steps=6, seed=1)).astype(int)).max() <= GRAY_LEVELS
+    pipeline.save_pretrained(tmp_path / "after")
+    assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "after").scheduler).__name__ == name
+    again = Pipeline.from_pretrained(tmp_path / "after")
+    assert np.array_equal(pixels(again(LABELS, num_inference_steps=6, seed=1)), drawn)
+    with pytest.raises(ValueError, match="scheduler is str; give a scheduler of diffusers, or its config"):
+        pipeline.scheduler = "DDIM"
+
+
+def test_eta(tmp_path: Path) -> None:
+    """Of our ddim, and of a DDIMScheduler."""
+    own = Pipeline(small_unet(conditioning="bias").eval(), sampler="ddim")
+    own.save_pretrained(tmp_path / "saved")
+    settings: dict[str, Any] = {"num_inference_steps": 5, "seed": 1}
+    for pipeline in (own, Pipeline.from_pretrained(tmp_path / "saved")):
+        plain, none, noisy = (pixels(pipeline(LABELS, **settings, **eta)) for eta in ({}, {"eta": 0.0}, {"eta": 1.0}))
+        assert np.array_equal(plain, none) and not np.array_equal(plain, noisy)
+        assert np.array_equal(noisy, pixels(pipeline(LABELS, **settings, sampler=partial(ddim, eta=1.0))))
+        with pytest.raises(ValueError, match=r"eta is 1.0, a setting of DDIM; leave it out, or use sampler='ddim'"):
+            pipeline(LABELS, **settings, eta=1.0, sampler="ddpm")
+
+
+def test_a_progress_bar_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline, rows = Pipeline(small_unet(conditioning="bias").eval()), []
+    settings: dict[str, Any] = {"num_inference_steps": 3, "seed": 1, "batch_size": 2}
+    expected = pixels(pipeline(LABELS, **settings))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(LABELS, **settings)
+    assert capsys.readouterr().err == ""
+    pipeline.set_progress_bar_config(desc="drawing")
+    drawn = pipeline(LABELS, **settings, on_step=lambda row, first, x_0: rows.append((row, first)))
+    assert np.array_equal(pixels(drawn), expected)
+    assert rows == [(row, first) for first in (0, 2) for row in range(3)]
+    assert "drawing: 100%" in (shown := capsys.readouterr().err) and "6/6" in shown
 
 
 def test_output_types(pipeline: Pipeline) -> None:
@@ -74,6 +201,21 @@ def test_the_global_generator_repeats_a_call(pipeline: Pipeline) -> None:
         ({"class_labels": [5]}, "labels holds 5; values lie in 0 to 3"),
         ({"class_labels": [0], "output_type": "jpeg"}, "output_type is 'jpeg'; choose pil, np or pt"),
         ({"class_labels": [0], "generator": torch.Generator(), "seed": 1}, "generator and seed are both given"),
+        ({"class_labels": [0], "generator": torch.Generator(), "rng": "philox"}, "generator and rng are both given"),
+        (
+            {"class_labels": [0], "generator": 3},
+            "generator is 3; give a torch.Generator, or a list .*; a number is given as seed",
+        ),
+        ({"class_labels": [0], "generator": [3]}, r"generator is \[3\]; give a torch.Generator"),
+        ({"class_labels": [0], "steps": 3, "num_inference_steps": 3}, "num_inference_steps and steps are both given"),
+        ({"class_labels": [0], "guidance": 3, "guidance_scale": 1.0}, "guidance_scale and guidance are both given"),
+        ({"class_labels": [0], "guide": "x"}, "guide is 'x'; give a network, such as fastcond.load_diffusers"),
+        ({"class_labels": None}, r"class_labels is missing; give labels or names \(x, y, z\), or a list of them"),
+        (
+            {"class_labels": [[1, 0, 0], [1]]},
+            "class_labels mixes rows of 1 numbers, rows of 3 numbers; give single labels, or rows",
+        ),
+        ({"class_labels": [1, [1, 0, 0]]}, "class_labels mixes single labels, rows of 3 numbers"),
     ],
 )
 def test_refusals(pipeline: Pipeline, arguments: dict[str, Any], message: str) -> None:
@@ -81,8 +223,22 @@ def test_refusals(pipeline: Pipeline, arguments: dict[str, Any], message: str) -
         pipeline(**arguments)
     with pytest.raises(TypeError, match="negative_prompt: no such argument; images are asked for by class_labels"):
         pipeline([0], negative_prompt="ugly")
+    with pytest.raises(TypeError, match="labels, model: no such argument"):
+        pipeline([0], labels=[1], model=pipeline.unet)
     with pytest.raises(ValueError, match="there are 2 class names for 3 classes"):
         Pipeline(pipeline.unet, ["a", "b"])
+
+
+def test_channels_that_a_pil_image_cannot_have() -> None:
+    pipeline = Pipeline(small_unet(conditioning="bias", in_channels=5, out_channels=5).eval())
+    with pytest.raises(ValueError, match="the network draws 5 channels, which a PIL image cannot have; use output_type='np'"):
+        pipeline([0], num_inference_steps=2)
+    assert pipeline([0], num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 5)
+
+
+def test_aliases_alone_are_taken(pipeline: Pipeline) -> None:
+    words = pixels(pipeline(LABELS, num_inference_steps=3, guidance_scale=2.0, seed=1))
+    assert np.array_equal(pixels(pipeline(LABELS, steps=3, guidance=2.0, seed=1)), words)
 
 
 def test_vectors_for_labels() -> None:

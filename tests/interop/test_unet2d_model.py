@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from fastcond.engine import generate
 from fastcond.engine.frozen_unet import FrozenUNet
+from fastcond.interop import load_diffusers, save_diffusers
 from fastcond.interop.unet2d_config import unet2d_config, unet_config
 from fastcond.nn import ConditionalUNet
+from tests.support.exported import drawn_in_diffusers
 from tests.support.networks import perturb, small_config, small_unet
-from tests.tolerances import assert_network_close
+from tests.tolerances import GRAY_LEVELS, assert_network_close
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -176,6 +181,33 @@ def test_output_weights_and_config(name: str) -> None:
         again = back(x_t, timestep, **labels).sample
     assert_network_close(again, expected)
     assert unet_config(unet2d_config(model.config)) == model.config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_files_and_images(name: str, tmp_path: Path) -> None:
+    """diffusers' files, through fastcond, are the same bytes; and diffusers draws from fastcond's folder what fastcond draws."""
+    network, source, target = theirs(CONFIGS[name]), tmp_path / "source", tmp_path / "target"
+    channels, out_channels = network.config.in_channels, network.config.out_channels
+    # Trailing: networks of fourier features are told log t, so never 0. Twice the channels are a learned variance.
+    learned = {"variance_type": "learned_range"} if out_channels == 2 * channels else {}
+    scheduler = diffusers.DDPMScheduler(timestep_spacing="trailing", **learned)
+    diffusers.DDPMPipeline(network, scheduler).save_pretrained(source)
+    model = load_diffusers(source)
+    save_diffusers(model, target)
+    before, after = (folder / "unet" / "diffusion_pytorch_model.safetensors" for folder in (source, target))
+    assert before.read_bytes() == after.read_bytes()
+    if out_channels not in (channels, 2 * channels):
+        return  # no network to sample from; its output is compared above
+    labels = inputs(model)[2]
+    ours = generate(model, labels, sampler="scheduler", steps=2, rng="torch", seed=5)
+    told = {"batch_size": 2} if model.config.class_embedding == "none" else {"class_labels": labels}
+    drawn = drawn_in_diffusers(target, seed=5, num_inference_steps=2, **told)
+    assert drawn.std() > 10 and np.abs(drawn - ours).max() <= GRAY_LEVELS
+
+
+def test_there_are_enough_networks_to_sample_from() -> None:
+    channels = [(config.get("in_channels", 3), config.get("out_channels", 3)) for config in CONFIGS.values()]
+    assert sum(into in (out, out / 2) for into, out in channels) >= 60
 
 
 @pytest.mark.parametrize(
