@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ with importing(PROGRAM):
     from tqdm import tqdm
 
     from fastcond.data import LabelledImages, open_dataset
+    from fastcond.diffusion import TerminalSignalWarning
     from fastcond.engine import generate, release
     from fastcond.images import image_grid, row_name, write_png
     from fastcond.nn import ConditionalUNet
@@ -73,6 +75,9 @@ def build_parser() -> Parser:
         type=word,
         choices=VARIANCES,
         help="of ddpm's noise: fixed (default) or learned_range, which the network then predicts too",
+    )
+    network.add_argument(
+        "--rescale-betas", action=toggle, help="multiply linear betas by 1000/T, so that any T ends in noise (the default)"
     )
     network.add_argument("--zero-terminal-snr", action=toggle, help="end the schedule in pure noise; needs v or x_0")
     training = parser.add_argument_group("training")
@@ -230,15 +235,17 @@ class _Report:
 def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, ...], guidance: float) -> None:
     """A grid with one row a class; of many classes the first ones."""
     rows = range(min(len(class_names), _GRID_ROWS))
-    images = generate(
-        model,
-        [label for label in rows for _ in range(_GRID_COLUMNS)],
-        guidance=guidance,
-        sampler="ddim",
-        steps=min(_GRID_STEPS, model.diffusion.num_timesteps),
-        indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
-        compile=False,  # which would take longer than the few steps
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TerminalSignalWarning)  # said when the run began
+        images = generate(
+            model,
+            [label for label in rows for _ in range(_GRID_COLUMNS)],
+            guidance=guidance,
+            sampler="ddim",
+            steps=min(_GRID_STEPS, model.diffusion.num_timesteps),
+            indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
+            compile=False,  # which would take longer than the few steps
+        )
     release(model)  # the memory is wanted for training
     write_png(image_grid(images, _GRID_COLUMNS, [row_name(label, class_names[label]) for label in rows]), path)
 
