@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastcond.diffusion import NoiseSchedule, TerminalSignalWarning
 from fastcond.training import RunDirectory
 from tests.support.command_lines import assert_one_line, start, train_here
+from tests.support.tiny_runs import last_checkpoint
 
 SMALL = ("--batch-size", "4", "--conditioning", "label-attention", "--preset", "tiny", "--device", "cpu")
 PUBLISHED = ("--schedule", "linear", "--prediction", "eps", "--timesteps", "200", "--no-rescale-betas")
@@ -56,3 +58,28 @@ def test_betas_are_rescaled_unless_asked_otherwise(tmp_path: Path, capsys: pytes
     code = train_here(*flags, "--no-rescale-betas", "--out", tmp_path / "cosine")
     assert_one_line(code, capsys, "--no-rescale-betas is a setting of the linear schedule", "this one is cosine")
     assert not (tmp_path / "cosine").exists()
+
+
+ROWS = np.array([[1, 0, 0], [0.5, 0.5, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0.25, 0.75]] * 2)
+
+
+def test_soft_rows_and_several_classes_train_and_resume_to_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (*write_arrays(tmp_path, ROWS), "--warmup", "0", "--lr-schedule", "constant", "--flip")
+    assert train_here(*flags, "--steps", "6", "--sample-every", "4", "--out", tmp_path / "whole") == 0
+    with Image.open(tmp_path / "whole" / "samples" / "00000004.png") as grid:
+        assert grid.height >= 6 * 64, "a row of the picture for each of the six rows of labels"
+    assert train_here(*flags, "--steps", "2", "--out", tmp_path / "parts") == 0
+    assert train_here("--steps", "6", "--out", tmp_path / "parts", "--resume") == 0
+    assert last_checkpoint(tmp_path / "parts") == last_checkpoint(tmp_path / "whole")
+    assert "3 classes" in capsys.readouterr().out
+
+
+def test_what_takes_no_rows_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = write_arrays(tmp_path, ROWS)
+    out = ("--steps", "1", "--out", tmp_path / "run")
+    assert_one_line(train_here(*flags, "--balance", *out), capsys, "--balance", "labels that are rows name no class")
+    code = train_here(*flags[:4], *out)
+    assert_one_line(code, capsys, "images.npy", "image 1 is not one-hot", "for --conditioning label-attention")
+    assert not (tmp_path / "run").exists()
