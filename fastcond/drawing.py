@@ -20,7 +20,7 @@ from fastcond.command_line import choose_device
 from fastcond.diffusion import SAMPLERS
 from fastcond.engine import DEFAULT_BATCH_SIZE, generate_batches, step_table, to_uint8
 from fastcond.images import image_grid, row_name, write_gif, write_png
-from fastcond.interop.opening import open_model
+from fastcond.interop.opening import Opened, is_diffusers_folder, open_model
 from fastcond.sample_folder import SampleFolder
 
 ALL_NAME, NULL_NAME = "all", "null"
@@ -64,10 +64,8 @@ def draw(options: argparse.Namespace) -> int:
     """Draw what the flags ask for, into a folder. Returns the exit code."""
     loaded = open_model(options.run, step=options.checkpoint, device=choose_device(options.device))
     network, chosen = loaded.model.config, options.sampler or loaded.sampler
-    guide = None if options.guide is None else open_model(options.guide, device=choose_device(options.device))
+    guide = _open_guide(options, loaded)
     labels = choose_labels(options.label, loaded.class_names, network.has_null_label)
-    if options.cfg == 1.0 and guide is not None:
-        raise ValueError("--guide has no effect with --cfg 1, its default; give a --cfg such as 2")
     flags = {"variance": ("ddpm", options.variance), "eta": ("ddim", options.eta)}
     for flag, (sampler, value) in flags.items():
         if value is not None and chosen != sampler:
@@ -119,6 +117,7 @@ def draw(options: argparse.Namespace) -> int:
             # Off, they are left out: a set begun before there were such flags is gone on with.
             **{name: value for name, value in corrections.items() if value},
             **({} if guide is None else {"guide": str(options.guide), "guide_sha256": guide.weights_sha256}),
+            **({} if options.guide_checkpoint is None else {"guide_step": options.guide_checkpoint}),
             "sampler": chosen,
             "steps": steps,
             **drawn_with,
@@ -160,12 +159,13 @@ def draw(options: argparse.Namespace) -> int:
     if options.cfg == 1.0 and options.guidance_rescale:
         warnings.warn("--guidance-rescale has no effect with --cfg 1, its default", stacklevel=1)
     shown = ", ".join(names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
+    at_step = "" if options.guide_checkpoint is None else f"step {options.guide_checkpoint} of "
     evaluations = "" if table.num_rows == steps else f" ({table.num_rows} evaluations)"
     how = ", ".join(
         [
             f"{steps} steps{evaluations}",
             f"cfg {options.cfg:g}{'++' if options.cfg_plus_plus else ''}",
-            *([] if guide is None else [f"guide {options.guide}"]),
+            *([] if guide is None else [f"guide {at_step}{options.guide}"]),
             *([f"guidance rescale {options.guidance_rescale:g}"] if options.guidance_rescale else []),
             *([f"dynamic threshold {options.dynamic_threshold:g}"] if options.dynamic_threshold else []),
             *(["rng torch"] if noise else []),
@@ -176,6 +176,40 @@ def draw(options: argparse.Namespace) -> int:
         f"with {chosen}, {how}: {folder.path / 'grid.png'}"
     )
     return 0
+
+
+def _open_guide(options: argparse.Namespace, loaded: Opened) -> Opened | None:
+    """The model that --guide names, if any.
+
+    Raises: ValueError for one that would guide nowhere, since its weights are the model's own, or answers to other labels.
+    """
+    if options.guide is None:
+        if options.guide_checkpoint is not None:
+            raise ValueError("--guide-checkpoint is of the run that --guide names; give --guide too")
+        return None
+    if options.cfg == 1.0:
+        raise ValueError("--guide has no effect with --cfg 1, its default; give a --cfg such as 2")
+    if options.guide_checkpoint is not None and is_diffusers_folder(Path(options.guide)):
+        raise ValueError(f"{options.guide} is a folder of diffusers, which has no checkpoints; leave out --guide-checkpoint")
+    guide = open_model(options.guide, step=options.guide_checkpoint, device=choose_device(options.device))
+    ours, theirs = loaded.model.state_dict(), guide.model.state_dict()
+    if ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours):
+        raise ValueError(
+            f"the weights of --guide {options.guide} are those of --run {options.run}, so it guides nowhere; give a worse model, "
+            "or an earlier checkpoint of the run with --guide-checkpoint"
+        )
+    # Names that are the numbers are of a source that has none.
+    if len(loaded.class_names) == len(guide.class_names) and not (_are_numbers(loaded) or _are_numbers(guide)):
+        for label, (own, other) in enumerate(zip(loaded.class_names, guide.class_names, strict=True)):
+            if own != other:
+                raise ValueError(
+                    f"label {label} is {own!r} to the model and {other!r} to the guide; they must have the same classes"
+                )
+    return guide
+
+
+def _are_numbers(opened: Opened) -> bool:
+    return opened.class_names == tuple(str(label) for label in range(len(opened.class_names)))
 
 
 def _batches_with(positions: np.ndarray, batch_size: int, total: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -18,8 +18,8 @@ TRAIN_FLAGS = """
 """.split()
 SAMPLE_FLAGS = """
 --batch-size --cfg --cfg-interval --cfg-plus-plus --checkpoint --compile --device --dynamic-threshold --eta --gif
---guidance-interval --guidance-rescale --guide --help --label --n --no-compile --out --png --precision --resume --run
---rng --sampler --seed --steps --variance
+--guidance-interval --guidance-rescale --guide --guide-checkpoint --help --label --n --no-compile --out --png --precision
+--resume --run --rng --sampler --seed --steps --variance
 """.split()
 CONVERT_FLAGS = "--checkpoint --head-dim --help --qkv-order --schedule --scheduler --size".split()
 EXPORT_FLAGS = "--batch-size --checkpoint --help --no-cfg --sampler --steps".split()
