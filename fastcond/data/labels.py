@@ -54,7 +54,7 @@ def _from_rows(rows: np.ndarray, origin: str, any_numbers: bool) -> tuple[np.nda
         with np.errstate(over="ignore"):
             numbers = rows.astype(np.float32)
         finite: np.ndarray = np.isfinite(numbers)
-        wrong = _first(~finite.all(axis=1))
+        wrong = _first(np.asarray(~finite.all(axis=1)))
         if wrong is None:
             return numbers, rows.shape[1]
         raise ValueError(f"{origin}: the label of image {wrong} holds a number that is not finite in float32; use finite ones")
