@@ -74,7 +74,7 @@ def draw(options: argparse.Namespace) -> int:
     settings, device = model_settings(options), choose_device(options.device)
     loaded = open_model(options.run, step=options.checkpoint, device=device, **settings)
     network, chosen = loaded.model.config, options.sampler or loaded.sampler
-    guide = None if options.guide is None else _open_guide(options.guide, device, settings)
+    guide = _open_guide(options, loaded, device, settings)
     if network.class_embedding == "identity":
         raise ValueError(
             f"the labels of {options.run} are vectors of {network.embedding_dim} numbers (class_embed_type identity), which "
@@ -82,8 +82,6 @@ def draw(options: argparse.Namespace) -> int:
         )
     largest = network.largest_label if network.class_embedding == "timestep" else None
     labels = choose_labels(options.label, loaded.class_names, network.has_null_label, largest)
-    if options.cfg == 1.0 and guide is not None:
-        raise ValueError("--guide has no effect with --cfg 1, its default; give a --cfg such as 2")
     flags = {"variance": ("ddpm", options.variance), "eta": ("ddim", options.eta)}
     for flag, (sampler, value) in flags.items():
         if value is not None and chosen != sampler:
@@ -135,6 +133,7 @@ def draw(options: argparse.Namespace) -> int:
             # Off, they are left out: a set begun before there were such flags is gone on with.
             **{name: value for name, value in corrections.items() if value},
             **({} if guide is None else {"guide": str(options.guide), "guide_sha256": guide.weights_sha256}),
+            **({} if options.guide_checkpoint is None else {"guide_step": options.guide_checkpoint}),
             "sampler": chosen,
             "steps": steps,
             **drawn_with,
@@ -177,12 +176,13 @@ def draw(options: argparse.Namespace) -> int:
     if options.cfg == 1.0 and options.guidance_rescale:
         warnings.warn("--guidance-rescale has no effect with --cfg 1, its default", stacklevel=1)
     shown = ", ".join(names[label] for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
+    at_step = "" if options.guide_checkpoint is None else f"step {options.guide_checkpoint} of "
     evaluations = "" if table.num_rows == steps else f" ({table.num_rows} evaluations)"
     how = ", ".join(
         [
             f"{steps} steps{evaluations}",
             f"cfg {options.cfg:g}{'++' if options.cfg_plus_plus else ''}",
-            *([] if guide is None else [f"guide {options.guide}"]),
+            *([] if guide is None else [f"guide {at_step}{options.guide}"]),
             *([f"guidance rescale {options.guidance_rescale:g}"] if options.guidance_rescale else []),
             *([f"dynamic threshold {options.dynamic_threshold:g}"] if options.dynamic_threshold else []),
             *(["rng torch"] if noise else []),
@@ -195,10 +195,43 @@ def draw(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open_guide(path: str, device: torch.device, settings: Mapping[str, Any]) -> Opened:
-    """A guide of diffusers answers to the same labels under the same schedule; its files are its own."""
-    same = ("null_label", "timesteps", "prediction") if is_diffusers_folder(Path(path)) else ()
-    return open_model(path, device=device, **{name: value for name, value in settings.items() if name in same})
+def _open_guide(options: argparse.Namespace, loaded: Opened, device: torch.device, settings: Mapping[str, Any]) -> Opened | None:
+    """The model that --guide names, if any.
+
+    One of diffusers answers to the same labels under the same schedule; its files are its own.
+
+    Raises: ValueError for one that would guide nowhere, since its weights are the model's own, or answers to other labels.
+    """
+    if options.guide is None:
+        if options.guide_checkpoint is not None:
+            raise ValueError("--guide-checkpoint is of the run that --guide names; give --guide too")
+        return None
+    if options.cfg == 1.0:
+        raise ValueError("--guide has no effect with --cfg 1, its default; give a --cfg such as 2")
+    of_diffusers = is_diffusers_folder(Path(options.guide))
+    if options.guide_checkpoint is not None and of_diffusers:
+        raise ValueError(f"{options.guide} is a folder of diffusers, which has no checkpoints; leave out --guide-checkpoint")
+    same = ("null_label", "timesteps", "prediction") if of_diffusers else ()
+    told = {name: value for name, value in settings.items() if name in same}
+    guide = open_model(options.guide, step=options.guide_checkpoint, device=device, **told)
+    ours, theirs = loaded.model.state_dict(), guide.model.state_dict()
+    if ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours):
+        raise ValueError(
+            f"the weights of --guide {options.guide} are those of --run {options.run}, so it guides nowhere; give a worse model, "
+            "or an earlier checkpoint of the run with --guide-checkpoint"
+        )
+    # Names that are the numbers are of a source that has none.
+    if len(loaded.class_names) == len(guide.class_names) and not (_are_numbers(loaded) or _are_numbers(guide)):
+        for label, (own, other) in enumerate(zip(loaded.class_names, guide.class_names, strict=True)):
+            if own != other:
+                raise ValueError(
+                    f"label {label} is {own!r} to the model and {other!r} to the guide; they must have the same classes"
+                )
+    return guide
+
+
+def _are_numbers(opened: Opened) -> bool:
+    return opened.class_names == tuple(str(label) for label in range(len(opened.class_names)))
 
 
 def _batches_with(positions: np.ndarray, batch_size: int, total: int) -> Iterator[tuple[np.ndarray, int]]:

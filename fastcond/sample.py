@@ -49,6 +49,12 @@ def build_parser() -> Parser:
         help="a run, or folder of diffusers, of a worse model of the same labels, in the place of the null label (autoguidance)",
     )
     parser.add_argument(
+        "--guide-checkpoint",
+        type=int,
+        metavar="STEP",
+        help="step of the guide's checkpoint, such as an early one of the same run (default the last)",
+    )
+    parser.add_argument(
         "--cfg-plus-plus", action="store_true", help="with ddim: noise the unguided prediction again; --cfg then lies in 0 to 1"
     )
     parser.add_argument(

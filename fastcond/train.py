@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ with importing(PROGRAM):
     from tqdm import tqdm
 
     from fastcond.data import LabelledImages, open_dataset
+    from fastcond.diffusion import TerminalSignalWarning
     from fastcond.engine import generate, release
     from fastcond.images import image_grid, row_name, write_png
     from fastcond.nn import ConditionalUNet
@@ -43,7 +45,9 @@ def build_parser() -> Parser:
         help="sprites or digits (built in), a folder with one folder a class, IMAGES.npy, .npz, IDX, CIFAR binary, .zip "
         "(default sprites)",
     )
-    where.add_argument("--labels", type=path, metavar="FILE", help="labels of IMAGES.npy: integers or one-hot")
+    where.add_argument(
+        "--labels", type=path, metavar="FILE", help="labels of IMAGES.npy: integers or one-hot; with label-attention any rows"
+    )
     where.add_argument("--size", type=image_size, metavar="S|HxW", help="resize and crop the images to this size")
     where.add_argument("--out", type=path, metavar="DIR", help="folder of the run (default runs/NAME-OF-THE-DATA)")
     where.add_argument("--resume", action="store_true", help="go on with the run in --out; begin it where there is none")
@@ -73,6 +77,9 @@ def build_parser() -> Parser:
         type=word,
         choices=VARIANCES,
         help="of ddpm's noise: fixed (default) or learned_range, which the network then predicts too",
+    )
+    network.add_argument(
+        "--rescale-betas", action=toggle, help="multiply linear betas by 1000/T, so that any T ends in noise (the default)"
     )
     network.add_argument("--zero-terminal-snr", action=toggle, help="end the schedule in pure noise; needs v or x_0")
     training = parser.add_argument_group("training")
@@ -109,12 +116,18 @@ def main(options: argparse.Namespace) -> int:
         stored = directory.read_config()
         config = resumed_config(given, stored, device)
         try:
-            data = open_dataset(config.data.source, labels=config.data.labels, size=config.data.size)
+            data = open_dataset(
+                config.data.source,
+                labels=config.data.labels,
+                size=config.data.size,
+                label_rows=config.network.conditioning == "label_attention",
+            )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"the run's data was not found; give its new place with --data ({error})") from error
         require_same_kind(data, config, directory.read_class_names())
     else:
-        data = open_dataset(source, labels=options.labels, size=options.size)
+        label_rows = options.conditioning == "label_attention"  # which is no preset's
+        data = open_dataset(source, labels=options.labels, size=options.size, label_rows=label_rows)
         config = new_config(given, data, device)
     intervals = Intervals(options.save_every, options.sample_every, options.keep)
     trainer = Trainer(config, data, directory, device, group=group, intervals=intervals)
@@ -169,7 +182,7 @@ def _train(trainer: Trainer, directory: RunDirectory, data: LabelledImages, flag
         def on_sample(model: ConditionalUNet, step: int) -> None:
             # Without label dropout the null label was never trained, and guidance has nothing to push away from.
             guidance = _GRID_GUIDANCE if trainer.config.training.label_dropout > 0 else 1.0
-            _write_samples(model, directory.samples_path / f"{step:08d}.png", data.class_names, guidance)
+            _write_samples(model, directory.samples_path / f"{step:08d}.png", data, guidance)
 
         trainer.on_sample = on_sample
     try:
@@ -227,20 +240,23 @@ class _Report:
         self.bar.close()
 
 
-def _write_samples(model: ConditionalUNet, path: Path, class_names: tuple[str, ...], guidance: float) -> None:
-    """A grid with one row a class; of many classes the first ones."""
-    rows = range(min(len(class_names), _GRID_ROWS))
-    images = generate(
-        model,
-        [label for label in rows for _ in range(_GRID_COLUMNS)],
-        guidance=guidance,
-        sampler="ddim",
-        steps=min(_GRID_STEPS, model.diffusion.num_timesteps),
-        indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
-        compile=False,  # which would take longer than the few steps
-    )
+def _write_samples(model: ConditionalUNet, path: Path, data: LabelledImages, guidance: float) -> None:
+    """A grid with one row a label; of many labels the first ones."""
+    labels, names = data.shown_labels(_GRID_ROWS)
+    rows = range(len(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TerminalSignalWarning)  # said when the run began
+        images = generate(
+            model,
+            labels.repeat(_GRID_COLUMNS, axis=0),
+            guidance=guidance,
+            sampler="ddim",
+            steps=min(_GRID_STEPS, model.diffusion.num_timesteps),
+            indices=[index for _ in rows for index in range(_GRID_COLUMNS)],
+            compile=False,  # which would take longer than the few steps
+        )
     release(model)  # the memory is wanted for training
-    write_png(image_grid(images, _GRID_COLUMNS, [row_name(label, class_names[label]) for label in rows]), path)
+    write_png(image_grid(images, _GRID_COLUMNS, [row_name(row, names[row]) for row in rows]), path)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from fastcond.command_line import Parser, choose_device, image_size, number, pat
 # A flag is added or removed here on purpose, with a line in CHANGELOG.md, or not at all.
 TRAIN_FLAGS = """
 --accumulate --balance --batch-size --clip --compile --conditioning --data --device --dropout --ema --flip --help --keep
---label-dropout --labels --loss --lr --lr-schedule --minutes --no-balance --no-compile --no-flip --no-zero-terminal-snr
---out --precision --prediction --preset --resume --sample-every --save-every --schedule --seed --size --steps --timesteps
---variance --warmup --weight-decay --zero-terminal-snr
+--label-dropout --labels --loss --lr --lr-schedule --minutes --no-balance --no-compile --no-flip --no-rescale-betas
+--no-zero-terminal-snr --out --precision --prediction --preset --rescale-betas --resume --sample-every --save-every --schedule
+--seed --size --steps --timesteps --variance --warmup --weight-decay --zero-terminal-snr
 """.split()
 SAMPLE_FLAGS = """
 --batch-size --cfg --cfg-interval --cfg-plus-plus --checkpoint --compile --device --dynamic-threshold --eta --gif
---guidance-interval --guidance-rescale --guide --help --label --n --no-compile --out --png --precision --resume --run
---rng --sampler --seed --steps --variance
+--guidance-interval --guidance-rescale --guide --guide-checkpoint --help --label --n --no-compile --out --png --precision
+--resume --run --rng --sampler --seed --steps --variance
 """.split()
 CONVERT_FLAGS = "--checkpoint --head-dim --help --qkv-order --schedule --scheduler --size".split()
 EXPORT_FLAGS = "--batch-size --checkpoint --help --no-cfg --sampler --steps".split()

@@ -14,8 +14,13 @@ import torch
 
 from fastcond import export, generate, load_run
 from fastcond.command_line import run as run_command
+from fastcond.interop import load_diffusers
 from fastcond.ops import philox_normal
+from fastcond.ops.philox import INITIAL_NOISE, STEP_NOISE
 from tests.support.command_lines import REPOSITORY, assert_one_line
+from tests.support.diffusers_twin import diffusers_twin
+from tests.support.label_networks import small_told
+from tests.support.networks import small_config
 from tests.support.tiny_runs import write_run
 from tests.tolerances import GRAY_LEVELS
 
@@ -79,6 +84,72 @@ def test_onnx(source: Path, tmp_path: Path) -> None:
         values["x"], _ = session.run(None, {name: values[name] for name in run["inputs"]})
     images = np.round(np.clip(values["x"] / 2 + 0.5, 0, 1) * 255).transpose(0, 2, 3, 1)
     assert run["batch_size"] == 3 and np.abs(images - wanted(source)).max() <= GRAY_LEVELS
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="Got: 2 Expected: 3"):
+        loop(tmp_path / "step.onnx", [0, 1])
+
+
+def loop(path: Path, labels: list[int], guided: bool = True) -> np.ndarray:
+    """The images of a file's step, run by PyTorch's or ONNX's own loader, from the noise that `generate` has. int64."""
+    if path.suffix == ".onnx":
+        onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        run = json.loads(session.get_modelmeta().custom_metadata_map["fastcond.json"])
+
+        def step(given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+            return [torch.from_numpy(y) for y in session.run(None, {name: value.numpy() for name, value in given.items()})]
+    else:
+        files = {"fastcond.json": ""}
+        program = torch.export.load(path, extra_files=files).module()
+        run = json.loads(files["fastcond.json"])
+
+        def step(given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+            return list(program(**given))
+
+    seeds = torch.tensor([[SEED, index] for index in range(len(labels))])
+    shape = tuple(run["image_shape"])
+    values = {"x": run["initial_scale"] * philox_normal(seeds, shape, stream=INITIAL_NOISE), "label": torch.tensor(labels)}
+    values |= {"history": torch.zeros(len(labels), *shape), "guidance": torch.full((len(labels),), 2.5)}
+    assert ("guidance" in run["inputs"]) == guided
+    for row in range(run["rows"]):
+        values |= {"row": torch.tensor([row]), "noise": philox_normal(seeds, shape, step=row, stream=STEP_NOISE)}
+        values["x"], values["history"] = step({name: values[name] for name in run["inputs"]})
+    return ((values["x"] / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to(torch.int64).numpy()
+
+
+@pytest.mark.parametrize(("sampler", "has"), [("ddpm", "noise"), ("dpmpp2m", "history")])
+def test_onnx_of_any_batch_with_noise_or_history(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sampler: str, has: str
+) -> None:
+    """Made with another number of images than any that it is run with."""
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    assert export_here(source, tmp_path / "step.onnx", "--sampler", sampler, "--steps", "4") == 0
+    assert f"(x, row, label, guidance, {has}) -> (x_next, x_0)" in capsys.readouterr().out
+    model = load_run(source).model
+    for labels in ([1], [0, 1], [0, 1, 1, 2, 0, 1, 0]):
+        expected = generate(model, labels, guidance=2.5, sampler=sampler, steps=4, seed=SEED).astype(int)
+        assert np.abs(loop(tmp_path / "step.onnx", labels) - expected).max() <= GRAY_LEVELS
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("UNet2DModel", ".pt2"), ("UNet2DConditionModel", ".onnx")])
+def test_a_folder_of_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, suffix: str) -> None:
+    """By the scheduler that came with it: the images that are drawn from the folder."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    if suffix == ".onnx":
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    if kind == "UNet2DModel":
+        diffusers_twin(small_config(conditioning="bias")).save_pretrained(tmp_path / "unet")
+        (tmp_path / "class_labels.json").write_text('{"label2id": {"a": 0, "b": 1, "c": 2}, "null_class_id": 3}')
+    else:
+        small_told().save(tmp_path)
+    diffusers.DDIMScheduler(num_train_timesteps=100, timestep_spacing="trailing").save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "model_index.json").write_text("{}")
+    target = tmp_path / f"step{suffix}"
+    assert export_here(tmp_path, target, "--steps", "3") == 0
+    assert "3 rows of scheduler" in capsys.readouterr().out
+    model = load_diffusers(tmp_path)
+    guided, labels = model.config.has_null_label, [0, 2]
+    expected = generate(model, labels, guidance=2.5 if guided else 1.0, sampler="scheduler", steps=3, seed=SEED).astype(int)
+    assert np.abs(loop(target, labels, guided) - expected).max() <= GRAY_LEVELS
 
 
 def test_refusals(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

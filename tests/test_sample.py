@@ -23,6 +23,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the same classes, of other weights."""
+    folder = tmp_path_factory.mktemp("runs") / "guide"
+    assert train_here("--steps", "1", "--batch-size", "8", "--seed", "1", "--device", "cpu", "--out", folder) == 0
+    return folder
+
+
 def drawn(folder: Path) -> dict[str, np.ndarray]:
     with np.load(folder / "samples.npz") as arrays:
         return dict(arrays)
@@ -243,18 +251,19 @@ class TestErrors:
         assert_one_line(sample_here("--run", other, "--label", "1"), capsys, "format version 2", "reads version 1")
 
 
-def test_a_guide_and_cfg_plus_plus(run: Path, tmp_path: Path) -> None:
+def test_a_guide_and_cfg_plus_plus(run: Path, guide: Path, tmp_path: Path) -> None:
     flags = ("--run", run, "--label", "1", "--n", "2", "--steps", "3", "--sampler", "ddim", "--cfg", "0.5")
     assert sample_here(*flags, "--out", tmp_path / "plain") == 0
-    assert sample_here(*flags, "--guide", run, "--cfg-plus-plus", "--out", tmp_path / "both") == 0
+    assert sample_here(*flags, "--guide", guide, "--cfg-plus-plus", "--out", tmp_path / "both") == 0
     settings = json.loads((tmp_path / "both" / "samples.json").read_text())
-    assert settings["guide"] == str(run) and settings["guide_sha256"] == settings["weights_sha256"] and settings["cfg_plus_plus"]
+    assert settings["guide"] == str(guide) and settings["guide_sha256"] == load_run(guide).weights_sha256
+    assert settings["cfg_plus_plus"]
     assert not np.array_equal(drawn(tmp_path / "plain")["images"], drawn(tmp_path / "both")["images"])
 
 
 def test_a_guide_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    code = sample_here("--run", run, "--label", "1", "--guide", tmp_path / "nowhere", "--out", tmp_path / "s")
+    code = sample_here("--run", run, "--label", "1", "--cfg", "2", "--guide", tmp_path / "nowhere", "--out", tmp_path / "s")
     assert_one_line(code, capsys, "there is no run in")
     code = sample_here("--run", run, "--label", "1", "--cfg-plus-plus", "--out", tmp_path / "s")
     assert_one_line(code, capsys, "cfg_plus_plus needs a sampler that noises its prediction again; use ddim")
@@ -263,11 +272,11 @@ def test_a_guide_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "s").exists()
 
 
-def test_the_last_line_says_how_it_was_guided(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_says_how_it_was_guided(run: Path, guide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--run", run, "--label", "1", "--n", "1", "--steps", "2", "--sampler", "ddim")
-    both = ("--cfg", "0.5", "--guide", run, "--cfg-plus-plus", "--guidance-rescale", "0.7", "--dynamic-threshold", "0.9")
+    both = ("--cfg", "0.5", "--guide", guide, "--cfg-plus-plus", "--guidance-rescale", "0.7", "--dynamic-threshold", "0.9")
     assert sample_here(*flags, *both, "--out", tmp_path / "s") == 0
-    expected = f"2 steps, cfg 0.5++, guide {run}, guidance rescale 0.7, dynamic threshold 0.9: "
+    expected = f"2 steps, cfg 0.5++, guide {guide}, guidance rescale 0.7, dynamic threshold 0.9: "
     assert expected in capsys.readouterr().out
     with pytest.warns(UserWarning, match="--guidance-rescale has no effect with --cfg 1"):
         assert sample_here(*flags, "--guidance-rescale", "0.7", "--out", tmp_path / "t") == 0

@@ -190,7 +190,7 @@ def test_frames_are_drawn_again_without_the_other_batches(run: Path, tmp_path: P
     [
         (("--rng", "torch", "--precision", "bf16"), "precision bf16 has no effect with rng torch: images are then drawn row by"),
         (("--rng", "torch", "--compile"), "compile has no effect with rng torch"),
-        (("--guide", "RUN", "--cfg", "2", "--precision", "bf16"), "precision bf16 has no effect with guide: images"),
+        (("--guide", "OTHER", "--cfg", "2", "--precision", "bf16"), "precision bf16 has no effect with guide: images"),
         (("--guide", "RUN"), "--guide has no effect with --cfg 1"),
         (("--sampler", "ddim", "--cfg-plus-plus", "--compile"), "compile has no effect with cfg_plus_plus: images"),
     ],
@@ -198,7 +198,8 @@ def test_frames_are_drawn_again_without_the_other_batches(run: Path, tmp_path: P
 def test_flags_without_effect_are_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
 ) -> None:
-    own = [run if flag == "RUN" else flag for flag in flags]
+    other = write_run(tmp_path / "other", seed=1)
+    own = [{"RUN": run, "OTHER": other}.get(flag, flag) for flag in flags]
     code = sample_here("--run", run, "--label", "0", *own, "--out", tmp_path / "s")
     assert_one_line(code, capsys, message)
     assert not (tmp_path / "s").exists()

@@ -158,7 +158,7 @@ def test_steps_behind_the_run_leave_it_as_it_is(tmp_path: Path, capsys: pytest.C
     assert RunDirectory(run).read_config().training.steps == 3
 
 
-@pytest.mark.parametrize("conditioning", ["adagn", "scale_shift", "bias"])
+@pytest.mark.parametrize("conditioning", ["adagn", "scale_shift", "bias", "label_attention"])
 def test_every_conditioning_trains(tmp_path: Path, conditioning: str) -> None:
     assert train_here(*SMALL, "--steps", "2", "--conditioning", conditioning, "--out", tmp_path / "run") == 0
     assert RunDirectory(tmp_path / "run").read_config().network.conditioning == conditioning

@@ -13,7 +13,7 @@ from fastcond.data.labelled_images import LabelledImages, label_images
 _KEYS = (("images", "labels"), ("arr_0", "arr_1"))
 
 
-def read_npy(path: Path, labels: Path | None) -> LabelledImages:
+def read_npy(path: Path, labels: Path | None, label_rows: bool = False) -> LabelledImages:
     """Images from one .npy, mapped and not read into memory, and labels from another.
 
     Raises: ValueError without labels, for an array that is pickled or damaged, and what `as_images` raises.
@@ -22,10 +22,11 @@ def read_npy(path: Path, labels: Path | None) -> LabelledImages:
         raise ValueError(f"{path}: an .npy of images needs its labels; give them with --labels LABELS.npy")
     if labels.suffix.lower() != ".npy":
         raise ValueError(f"{labels}: labels of an .npy are read from an .npy; save them with np.save")
-    return label_images(str(path), as_images(_load(path, mapped=True), str(path)), _load(labels))
+    images = as_images(_load(path, mapped=True), str(path))
+    return label_images(str(path), images, _load(labels), label_rows=label_rows)
 
 
-def read_npz(path: Path) -> LabelledImages:
+def read_npz(path: Path, label_rows: bool = False) -> LabelledImages:
     """Images and labels under `images` and `labels`, or `arr_0` and `arr_1`; `class_names` (text) may be there.
 
     Raises: ValueError for missing keys, a pickled or damaged array, and what `as_images` raises.
@@ -46,7 +47,8 @@ def read_npz(path: Path) -> LabelledImages:
         raise _unreadable(path, error) from None
     if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
         raise ValueError(f"{path}: class_names are {names.dtype} of {names.ndim} dimensions; store a list of texts")
-    return label_images(str(path), as_images(images, str(path)), labels, None if names is None else names.astype(str).tolist())
+    own_names = None if names is None else names.astype(str).tolist()
+    return label_images(str(path), as_images(images, str(path)), labels, own_names, label_rows=label_rows)
 
 
 def as_images(array: np.ndarray, origin: str) -> np.ndarray:

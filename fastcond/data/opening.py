@@ -29,6 +29,7 @@ def open_dataset(
     labels: str | Path | None = None,
     size: int | tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
+    label_rows: bool = False,
 ) -> LabelledImages:
     """Open labelled images of any form that is read here.
 
@@ -46,18 +47,20 @@ def open_dataset(
         size: pixels of a side, or (H, W): images are scaled to cover it and cut to its centre. None: as they are, and
             then all must have one size.
         class_names: names in label order, for a source whose classes are only numbered.
+        label_rows: whether [N, K] labels of .npy and .npz may be any finite numbers: soft, several classes at once, or zeros,
+            which is no class. Those that are not all one-hot stay float32 [N, K]; a network of "label_attention" takes them.
     Returns: LabelledImages. Image files become grayscale (C = 1) where all of them are, else RGB; alpha is laid on
         white, 16-bit gray scaled to 8 bits, EXIF orientation applied. The order is always the same.
     Raises: FileNotFoundError or ValueError, one line that says what was found and what to do.
     """
     target = parse_size(size)
-    dataset = _read(source, None if labels is None else Path(labels).expanduser(), target)
+    dataset = _read(source, None if labels is None else Path(labels).expanduser(), target, label_rows)
     if class_names is not None:
         dataset = _rename(dataset, tuple(class_names), str(source))
     return replace(dataset, images=fit_images(dataset.images, target))
 
 
-def _read(source: str | Path, labels: Path | None, size: tuple[int, int] | None) -> LabelledImages:
+def _read(source: str | Path, labels: Path | None, size: tuple[int, int] | None, label_rows: bool) -> LabelledImages:
     path = Path(source).expanduser()
     built_in = source in ("sprites", "digits")  # false for a Path
     if not built_in and not path.exists():
@@ -66,7 +69,7 @@ def _read(source: str | Path, labels: Path | None, size: tuple[int, int] | None)
         path = find_training_images(path) or path
     if not built_in and path.is_file():
         if path.suffix.lower() == ".npy":
-            return read_npy(path, labels)
+            return read_npy(path, labels, label_rows)
         if is_idx(path):
             return read_idx_pair(path, labels)
     if labels is not None:
@@ -75,7 +78,7 @@ def _read(source: str | Path, labels: Path | None, size: tuple[int, int] | None)
         return _draw_sprites()
     if source == "digits":
         return load_digits()
-    return _read_folder(path, size) if path.is_dir() else _read_file(path, size)
+    return _read_folder(path, size) if path.is_dir() else _read_file(path, size, label_rows)
 
 
 def _draw_sprites() -> LabelledImages:
@@ -92,14 +95,14 @@ def _read_folder(path: Path, size: tuple[int, int] | None) -> LabelledImages:
     return _read_tree(FolderFiles(path), size)
 
 
-def _read_file(path: Path, size: tuple[int, int] | None) -> LabelledImages:
+def _read_file(path: Path, size: tuple[int, int] | None, label_rows: bool) -> LabelledImages:
     name = path.name.lower()
     if name.endswith(_ARCHIVES):
         refuse_archive(path)
     if name.endswith(".zip"):
         return _read_tree(ZipFiles(path), size)
     if name.endswith(".npz"):
-        return read_npz(path)
+        return read_npz(path, label_rows)
     if name.endswith(".bin"):
         return read_cifar_file(path)
     if is_image(name):

@@ -3,7 +3,7 @@
 from fastcond.diffusion.guidance import check_rescale, guidance_per_row, rescale_guidance
 from fastcond.diffusion.objective import diffusion_loss, loss_weights
 from fastcond.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp2m, edm, heun
-from fastcond.diffusion.schedule import NoiseSchedule
+from fastcond.diffusion.schedule import NoiseSchedule, TerminalSignalWarning
 from fastcond.diffusion.schedulers import DiffusersScheduler, from_diffusers_config, to_diffusers_config
 from fastcond.diffusion.step_table import LearnedNoise, StepTable
 from fastcond.diffusion.thresholding import DynamicThreshold, check_percentile, dynamic_threshold
@@ -16,6 +16,7 @@ __all__ = [
     "LearnedNoise",
     "NoiseSchedule",
     "StepTable",
+    "TerminalSignalWarning",
     "VariationalBound",
     "check_percentile",
     "check_rescale",

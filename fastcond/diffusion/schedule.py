@@ -19,6 +19,10 @@ _SETTINGS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescal
 SIGNAL_LEFT = 1e-3  # above it the last timestep is not noise enough for sampling to start there
 
 
+class TerminalSignalWarning(UserWarning):
+    """The last timestep of a schedule still holds signal, which sampling from pure noise lacks."""
+
+
 @dataclass(frozen=True)
 class NoiseSchedule:
     """alphas_cumprod: float64 [T] on the CPU, decreasing, in [0, 1]; entry t belongs to timestep t.
@@ -50,7 +54,7 @@ class NoiseSchedule:
     def linear(cls, num_timesteps: int = 1000, *, rescale: bool = True) -> NoiseSchedule:
         """Betas from 1e-4 to 0.02 (Ho et al. 2020, section 4); `rescale` multiplies them by 1000/T, so that any T ends in noise.
 
-        Source of the rescaling: Dhariwal & Nichol 2021. Warns where the last timestep still holds signal.
+        Source of the rescaling: Dhariwal & Nichol 2021. Warns (`TerminalSignalWarning`) where the last timestep holds signal.
         """
         factor = 1000 / num_timesteps if rescale else 1.0
         start, end = 1e-4 * factor, 0.02 * factor
@@ -97,14 +101,19 @@ class NoiseSchedule:
         """The schedule that a `DiffusionConfig` describes."""
         if config.scheduler is not None:
             return cls.from_diffusers(config.scheduler)
-        if config.schedule == "linear":
+        if config.zero_terminal_snr:
             with warnings.catch_warnings():
-                if config.zero_terminal_snr:
-                    warnings.simplefilter("ignore")  # what is left at the end is about to be removed
-                schedule = cls.linear(config.num_timesteps, rescale=config.rescale_linear_betas)
-        else:
-            schedule = cls.cosine(config.num_timesteps)
-        return schedule.rescaled_to_zero_terminal_snr() if config.zero_terminal_snr else schedule
+                warnings.simplefilter("ignore", TerminalSignalWarning)  # of what is removed next
+                schedule = cls._named(config)
+            return schedule.rescaled_to_zero_terminal_snr()
+        return cls._named(config)
+
+    @classmethod
+    def _named(cls, config: DiffusionConfig) -> NoiseSchedule:
+        """The schedule of that name, whatever signal it ends with."""
+        if config.schedule == "linear":
+            return cls.linear(config.num_timesteps, rescale=config.rescale_linear_betas)
+        return cls.cosine(config.num_timesteps)
 
     def rescaled_to_zero_terminal_snr(self) -> NoiseSchedule:
         """Shift and scale sqrt(a) so that the first value stays and the last is 0 (Lin et al. 2024, algorithm 1)."""
@@ -123,6 +132,7 @@ class NoiseSchedule:
             warnings.warn(
                 f"the last of {len(betas)} timesteps keeps alphas_cumprod = {left:.3g}, a signal that sampling from pure noise "
                 "lacks; use more timesteps, the 1000/T rescale or a zero-terminal-SNR schedule",
+                TerminalSignalWarning,
                 stacklevel=3,
             )
         return schedule

@@ -55,8 +55,10 @@ class EmbeddingMLP(nn.Module):
 def drop_labels(labels: Tensor, dropped: Tensor, null_label: int) -> Tensor:
     """Replace labels by the null label where `dropped`: label dropout for classifier-free guidance.
 
-    Args: labels: int64 [B]. dropped: bool [B]. null_label: K.
-    Returns: int64 [B].
+    Args: labels: int64 [B], or rows, float [B, K], of which zeros are the null label's. dropped: bool [B]. null_label: K.
+    Returns: like labels.
     Source: Ho & Salimans 2022, algorithm 1.
     """
+    if labels.is_floating_point():
+        return labels.masked_fill(dropped[:, None], 0.0)
     return torch.where(dropped, torch.full_like(labels, null_label), labels)

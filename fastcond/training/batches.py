@@ -19,7 +19,10 @@ _SHARE_OF_FREE_MEMORY = 0.25  # of a GPU's free memory that the dataset may take
 
 @dataclass(frozen=True)
 class Batch:
-    """x_0 float32 [B, C, H, W] in [-1, 1], channels_last; label, timestep int64 [B] (labels already dropped); eps like x_0."""
+    """x_0 float32 [B, C, H, W] in [-1, 1], channels_last; eps like x_0; timestep int64 [B].
+
+    label: int64 [B], or float32 [B, K] of data whose labels are rows; already dropped.
+    """
 
     x_0: Tensor
     label: Tensor
@@ -40,9 +43,14 @@ class BatchSource:
         self._place = device if self._images is not None else torch.device("cpu")
         self.labels = torch.from_numpy(data.labels).to(self._place)
         self._permutations: dict[int, Tensor] = {}
-        self._by_class = torch.argsort(self.labels, stable=True)
-        self._class_sizes = torch.bincount(self.labels, minlength=data.num_classes)
-        self._class_starts = self._class_sizes.cumsum(0) - self._class_sizes
+        if config.balanced:
+            if self.labels.dim() == 2:
+                raise ValueError(
+                    "--balance draws every class equally often, and labels that are rows name no class; leave it out"
+                )
+            self._by_class = torch.argsort(self.labels, stable=True)
+            self._class_sizes = torch.bincount(self.labels, minlength=data.num_classes)
+            self._class_starts = self._class_sizes.cumsum(0) - self._class_sizes
 
     def draw(self, step: int, first: int, size: int) -> Batch:
         """Positions first .. first + size - 1 of the batch of `step` (from 0)."""

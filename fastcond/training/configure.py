@@ -20,6 +20,7 @@ DIFFUSION = {
     "timesteps": "num_timesteps",
     "prediction": "prediction",
     "variance": "variance",
+    "rescale_betas": "rescale_linear_betas",
     "zero_terminal_snr": "zero_terminal_snr",
 }
 TRAINING = {
@@ -55,6 +56,11 @@ def new_config(given: Mapping[str, Any], data: LabelledImages, device: torch.dev
     if given.get("minutes") is not None or given.get("steps") is not None:
         training |= {"minutes": given.get("minutes"), "steps": given.get("steps")}
     diffusion = DiffusionConfig(**{**preset.diffusion, **_fields(given, DIFFUSION)})
+    if given.get("rescale_betas") is not None and diffusion.schedule != "linear":
+        flag = "--rescale-betas" if given["rescale_betas"] else "--no-rescale-betas"
+        raise ValueError(
+            f"{flag} is a setting of the linear schedule, and this one is {diffusion.schedule}; use --schedule linear"
+        )
     return RunConfig(
         network=UNetConfig(
             image_size=data.image_size,

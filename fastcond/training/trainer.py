@@ -84,11 +84,17 @@ class Trainer:
         channels, wanted = config.network.out_channels, config.network.in_channels * (2 if learned else 1)
         if channels != wanted:
             raise ValueError(f"the network has {channels} output channels; variance {config.diffusion.variance} needs {wanted}")
+        if data.labels.ndim == 2 and config.network.conditioning != "label_attention":
+            found = (
+                f"labels are rows of {data.labels.shape[1]} numbers, and conditioning {config.network.conditioning} takes classes"
+            )
+            raise ValueError(f"{found}; rows are for --conditioning label-attention")
         self.micro_batch = training.batch_size // parts
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             model = ConditionalUNet(config.network, config.diffusion)
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules())
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
@@ -175,7 +181,7 @@ class Trainer:
         training = self.config.training
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate(training, self.step, fraction)
-        if self.config.network.dropout > 0:
+        if self._has_dropout:
             # nn.Dropout draws from the global generator, which thus becomes a function of (seed, step, process).
             own = self.group.rank * 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: far apart for any two ranks
             torch.manual_seed(((training.seed << 32) + self.step + own) % 2**64)

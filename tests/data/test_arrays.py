@@ -82,6 +82,48 @@ def test_a_row_that_is_not_one_hot(open_npy, row, total):
         open_npy(IMAGES, rows)
 
 
+ROWS = np.array([[0.5, 0.5, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [-2, 0.25, 3], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rows_of_any_numbers_are_kept_where_asked_for(open_npy, dtype):
+    dataset = open_npy(IMAGES, ROWS.astype(dtype), label_rows=True)
+    assert dataset.labels.dtype == np.float32 and dataset.class_names == ("0", "1", "2")
+    np.testing.assert_array_equal(dataset.labels, ROWS)
+    with pytest.raises(ValueError, match=r"image 0 is not one-hot: .*; soft rows .* are for --conditioning label-attention"):
+        open_npy(IMAGES, ROWS.astype(dtype))
+
+
+def test_rows_of_an_npz_are_kept_too(tmp_path):
+    np.savez(tmp_path / "both.npz", images=IMAGES, labels=ROWS, class_names=np.array(["a", "b", "c"]))
+    dataset = open_dataset(tmp_path / "both.npz", label_rows=True)
+    np.testing.assert_array_equal(dataset.labels, ROWS)
+    labels, names = dataset.shown_labels(4)
+    np.testing.assert_array_equal(labels, ROWS[:4])
+    assert names == ("a:0.5 b:0.5", "a:1 b:1", "none", "c:1")
+
+
+@pytest.mark.parametrize("labels", [LABELS, np.eye(3)[LABELS]])
+def test_classes_stay_classes_where_rows_are_asked_for(open_npy, labels):
+    dataset = open_npy(IMAGES, labels, label_rows=True)
+    assert dataset.labels.dtype == np.int64 and dataset.labels.tolist() == LABELS.tolist()
+    shown, names = dataset.shown_labels(2)
+    assert shown.tolist() == [0, 1] and names == ("0", "1")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_row_that_is_not_finite(open_npy, value):
+    rows = ROWS.copy()
+    rows[4, 1] = value
+    with pytest.raises(ValueError, match="the label of image 4 holds a number that is not finite in float32"):
+        open_npy(IMAGES, rows, label_rows=True)
+
+
+def test_a_class_that_no_row_has(open_npy):
+    with pytest.raises(ValueError, match="label 2 has no image"):
+        open_npy(IMAGES, ROWS * [1, 1, 0], label_rows=True)
+
+
 def test_another_number_of_labels(open_npy):
     with pytest.raises(ValueError, match="6 images but 5 labels; give one label for each image"):
         open_npy(IMAGES, LABELS[:5])

@@ -109,6 +109,33 @@ def run_diffusers_in_double(config: Mapping[str, Any], steps: int, network: Netw
     return [*visited, x]
 
 
+def run_in_double(config: Mapping[str, Any], steps: int, network: Network, scale: float = 1.0) -> list[Tensor]:
+    """`run_config` of a table without clamp and noise, its columns as they are before they are rounded, all in float64.
+
+    scale: of the first x, to see what a rounding of it does to the run.
+    """
+    columns: dict[str, Tensor] = {}
+    build = StepTable.from_columns
+
+    def keep(timesteps: Tensor, given: Mapping[str, Tensor], **others: Any) -> StepTable:
+        columns.update(given)
+        return build(timesteps, given, **others)
+
+    with mock.patch.object(StepTable, "from_columns", keep):
+        table = table_of(config, steps)
+    assert columns.keys() <= {"p_x", "p_o", "k_x", "k_0", "k_h"}, "neither clamp nor noise"
+    x = philox_normal(seeds_of(SHAPE[0]), SHAPE[1:], stream=INITIAL_NOISE).double() * table.initial_scale * scale
+    visited, history = [x], torch.zeros_like(x)
+    for row in range(table.num_rows):
+        p_x, p_o, k_x, k_0, k_h = (
+            float(columns[name][row]) if name in columns else 0.0 for name in ("p_x", "p_o", "k_x", "k_0", "k_h")
+        )
+        x_0 = p_x * x + p_o * network(x, table.timesteps[row])
+        x, history = k_x * x + k_0 * x_0 + k_h * history, x_0
+        visited.append(x)
+    return visited
+
+
 def assert_follows(table: StepTable, network: Network, theirs: list[Tensor]) -> None:
     """Every x of the run within tolerance of diffusers'.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,15 @@ def tiny_config(**training: Any) -> RunConfig:
     )
 
 
-def write_run(folder: Path) -> Path:
-    """An untrained run to sample from, whose every layer acts."""
+def write_run(folder: Path, *, seed: int = 0, steps: Sequence[int] = (1,), class_names: tuple[str, ...] = CLASS_NAMES) -> Path:
+    """An untrained run to sample from, whose every layer acts, with other weights at each of its steps."""
     config, directory = tiny_config(), RunDirectory(folder)
-    directory.create(config, CLASS_NAMES)
-    torch.manual_seed(0)
+    directory.create(config, class_names)
+    torch.manual_seed(seed)
     model = ConditionalUNet(config.network, config.diffusion)
-    perturb(model)
-    directory.write_checkpoint(1, Checkpoint({"ema": model.state_dict()}, {"step": 1}))
+    for step in steps:
+        perturb(model, seed)
+        directory.write_checkpoint(step, Checkpoint({"ema": model.state_dict()}, {"step": step}))
     return folder
 
 

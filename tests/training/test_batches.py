@@ -143,3 +143,37 @@ def test_the_images_lie_on_a_gpu_as_uint8_where_they_take_a_quarter_of_what_is_f
 def test_images_on_disk_stay_there_on_a_cpu(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.zeros((10, 8, 8, 3), dtype=np.uint8))
     assert not _fits(np.load(tmp_path / "images.npy", mmap_mode="r"), CPU) and _fits(np.load(tmp_path / "images.npy"), CPU)
+
+
+ROWS = np.array([[0.5, 0.5, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.1, -2.0, 0.25]], dtype=np.float32)
+
+
+def images_with_rows() -> LabelledImages:
+    data = numbered_images((5,))
+    return LabelledImages(data.images, ROWS, ("a", "b", "c"))
+
+
+def test_rows_stay_with_their_images() -> None:
+    batch = source(images_with_rows(), label_dropout=0.0, flip=True, batch_size=16).draw(2, 0, 16)
+    assert batch.label.dtype == torch.float32
+    assert torch.equal(batch.label, torch.from_numpy(ROWS)[numbers(batch.x_0)])
+
+
+def test_a_dropped_row_is_zeros_and_the_others_are_as_they_were() -> None:
+    """What the null label is to an MLP on the row; which are dropped does not depend on the labels' kind."""
+    shown, hidden = (source(images_with_rows(), label_dropout=rate, batch_size=64).draw(1, 0, 64).label for rate in (0.0, 0.4))
+    integers = LabelledImages(images_with_rows().images, np.arange(5) % 3, ("a", "b", "c"))
+    dropped = source(integers, label_dropout=0.4, batch_size=64).draw(1, 0, 64).label == 3
+    assert 0 < int(dropped.sum()) < 64
+    assert torch.equal(hidden, torch.where(dropped[:, None], 0.0, shown))
+
+
+def test_micro_batches_of_rows_are_parts_of_the_batch() -> None:
+    batches = source(images_with_rows())
+    parts = [batches.draw(3, first, 4).label for first in (0, 4)]
+    assert torch.equal(batches.draw(3, 0, 8).label, torch.cat(parts))
+
+
+def test_rows_name_no_class_to_balance() -> None:
+    with pytest.raises(ValueError, match="--balance draws every class equally often, and labels that are rows name no class"):
+        source(images_with_rows(), balanced=True)

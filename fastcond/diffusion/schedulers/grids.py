@@ -1,7 +1,8 @@
 """Which timesteps and noise levels diffusers' schedulers visit, in their arithmetic.
 
 One thing is not followed, since it is a mistake upstream: `np.arange(T, 0, -T/N)` of trailing spacing has for some N (62 of the
-first 1000 where T is 1000, 61 the smallest) N + 1 entries, the last of which rounds to timestep -1.
+first 1000 where T is 1000, 61 the smallest) N + 1 entries, the last of which rounds to timestep -1. Where DPM-Solver++'s
+lambda_min_clipped makes it begin below T, its last entry can do so for other N too.
 """
 
 from __future__ import annotations

@@ -118,14 +118,16 @@ def euler_scheduler(
 
     Args: as `dpm_solver_scheduler`; sigma_min, sigma_max: ends of karras and exponential sigmas, where not the timesteps' own;
         log_linear: interpolation_type, whose log sigmas fall evenly, in one step more than is run, so that it ends in the next
-        to last; tells_log_sigma: the network is told log(sigma)/4 (timestep_type "continuous" of a v_prediction).
+        to last; tells_log_sigma: the network is told log(sigma)/4 (timestep_type "continuous" of a v_prediction). With both,
+        that step is run too, since diffusers then has a timestep for every sigma: the table has steps + 1 rows.
     Raises: ValueError for what does not fit.
     Source: Karras et al. 2022, algorithm 1 without its correction.
     """
     timesteps, levels, training = _between_timesteps(
         schedule, steps, spacing, steps_offset, sigmas, sigma_min, sigma_max, log_linear=log_linear
     )
-    grid = grids.with_final(levels, training, final)[: len(timesteps) + 1]
+    grid = grids.with_final(levels, training, final)
+    grid = grid if tells_log_sigma else grid[: len(timesteps) + 1]
     alpha, sigma = grids.scales(grid)
     scale = _initial_scale(alpha, sigma, spacing)
     if tells_log_sigma:

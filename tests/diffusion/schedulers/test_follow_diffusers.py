@@ -109,6 +109,10 @@ DDIM = [
         BOUNDS, SCHEDULES, [True, False], [0.0, 0.5, 1.0], [False, True], every=133
     )
 ]
+DDIM += [
+    case("DDIMScheduler", steps, CLIPPED, steps_offset=offset, set_alpha_to_one=one, eta=eta, rederive=False)
+    for steps, offset, one, eta in itertools.product([13, 50], [1, 3], [True, False], [0.0, 1.0])
+]
 
 
 @pytest.mark.parametrize(("config", "steps"), DDIM)
@@ -120,6 +124,7 @@ def test_ddim(config: dict[str, Any], steps: int) -> None:
     assert_follows(table, wavy_network, theirs)
 
 
+OFFSETS = [(13, 1), (50, 1), (50, 3)]  # steps, and steps_offset, of leading spacing
 SIGMAS: list[dict[str, Any]] = [{}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}]
 SOLVERS: list[dict[str, Any]] = [
     {},
@@ -149,12 +154,24 @@ DPM_SOLVER = [
         for spacing in SPACINGS
         for steps in (2, 13, 50)
     ),
+    *(
+        case(
+            "DPMSolverMultistepScheduler", steps, {"thresholding": True}, timestep_spacing="leading", steps_offset=offset, **more
+        )
+        for steps, offset in OFFSETS
+        for more in ({}, {"final_sigmas_type": "sigma_min"}, {"use_karras_sigmas": True})
+    ),
 ]
 HEUN = [
     case("HeunDiscreteScheduler", steps, of, bounds, schedule, sigmas)
     for of, steps, (bounds, schedule, sigmas) in grid([{}, *BOUNDS[:3]], [*SCHEDULES, {"beta_schedule": "exp"}], SIGMAS, every=43)
     # Its one correction is over a fall of sigma from 403 to 0.11, and multiplies what float32 has lost by 1800.
     if not (steps == 2 and schedule.get("beta_schedule") == "exp")
+]
+HEUN += [
+    case("HeunDiscreteScheduler", steps, CLIPPED, timestep_spacing="leading", steps_offset=offset, prediction_type=prediction)
+    for steps, offset in OFFSETS
+    for prediction in PREDICTIONS
 ]
 EULER = [
     case("EulerDiscreteScheduler", steps, of, schedule, sigmas)
@@ -166,9 +183,15 @@ EULER = [
             {"final_sigmas_type": "sigma_min"},
             {"interpolation_type": "log_linear"},
             {"timestep_type": "continuous"},
+            {"timestep_type": "continuous", "interpolation_type": "log_linear"},
         ],
         every=31,
     )
+]
+EULER += [
+    case("EulerDiscreteScheduler", steps, timestep_spacing="leading", steps_offset=offset, prediction_type=prediction)
+    for steps, offset in OFFSETS
+    for prediction in PREDICTIONS
 ]
 EDM_LEVELS: list[dict[str, Any]] = [
     {},

@@ -11,7 +11,15 @@ import torch
 
 from fastcond.diffusion import ddim, ddpm, from_diffusers_config
 from tests.support.samplers import wavy_network
-from tests.support.schedulers import assert_follows, made, run_config, run_diffusers, run_diffusers_in_double, table_of
+from tests.support.schedulers import (
+    assert_follows,
+    made,
+    run_config,
+    run_diffusers,
+    run_diffusers_in_double,
+    run_in_double,
+    table_of,
+)
 from tests.tolerances import SCHEDULER, largest_error
 
 diffusers = pytest.importorskip("diffusers")
@@ -30,7 +38,8 @@ def test_fixed_large_log_is_not_a_number_in_diffusers() -> None:
     ("spacing", "steps", "differs"), [("linspace", 10, True), ("trailing", 13, True), ("trailing", 10, False)]
 )
 def test_ddim_goes_to_a_timestep_that_is_not_next(spacing: Any, steps: int, differs: bool) -> None:
-    """huggingface/diffusers#9261, #12633, open #14357: t - T//N in any spacing. Ours follows, unless previous="schedule"."""
+    """huggingface/diffusers#11347, #12633, open #14357: t - T//N in any spacing, as DDPM's was until #9384 (#9261). Ours follows,
+    unless previous="schedule"."""
     config = {"_class_name": "DDIMScheduler", "timestep_spacing": spacing, "beta_start": 1e-4, "beta_end": 0.02}
     scheduler = made(config, steps)
     t = scheduler.timesteps
@@ -74,9 +83,94 @@ def test_trailing_spacing_has_a_step_too_many_in_diffusers() -> None:
         assert torch.equal(theirs[: len(ours)].double(), ours.double())
 
 
-def test_leading_spacing_with_an_offset_can_leave_the_schedule() -> None:
-    """IndexError in diffusers; here a refusal before the run."""
-    config = {"_class_name": "DDPMScheduler", "steps_offset": 1}
+def test_ddim_keeps_the_network_s_eps_where_x_0_is_clamped() -> None:
+    """huggingface/diffusers#553 (#1069): raw eps by default, guided-diffusion's, derived anew from the clamped x_0, with
+    use_clipped_model_output; only the latter is DDPM at eta 1. Ours follows both: rederive_eps."""
+    config = {"_class_name": "DDIMScheduler", "timestep_spacing": "leading"}
+    raw, derived = (run_diffusers(made(config, 10), wavy_network, use_clipped_model_output=flag) for flag in (False, True))
+    assert largest_error(raw[-1], derived[-1]) > 10 * SCHEDULER
+    assert_follows(table_of(config, 10), wavy_network, raw)
+    assert_follows(table_of(config, 10, rederive_eps=True), wavy_network, derived)
+    # The first step by guided-diffusion's formulas (gaussian_diffusion.py, ddim_sample).
+    a = made(config, 10).alphas_cumprod.double()
+    x = raw[0].double()
+    x_0 = ((x - (1 - a[900]).sqrt() * wavy_network(x, torch.tensor(900))) / a[900].sqrt()).clamp(-1, 1)
+    eps = (x / a[900].sqrt() - x_0) / (1 / a[900] - 1).sqrt()
+    assert largest_error(derived[1].double(), a[800].sqrt() * x_0 + (1 - a[800]).sqrt() * eps) <= SCHEDULER
+    ancestral = run_config(table_of({**config, "_class_name": "DDPMScheduler"}, 10), wavy_network)
+    for rederived, equal in ((True, True), (False, False)):
+        visited = run_config(table_of(config, 10, eta=1.0, rederive_eps=rederived), wavy_network)
+        assert (largest_error(visited[-1], ancestral[-1]) <= SCHEDULER) == equal
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler"])
+def test_one_linspace_step_is_timestep_0(name: str) -> None:
+    """np.linspace(0, T - 1, 1) is its first end, the image's. Followed; our own samplers begin where noise is."""
+    config = {"_class_name": name, "timestep_spacing": "linspace", "beta_start": 1e-4, "beta_end": 0.02}
+    table = table_of(config, 1)
+    assert made(config, 1).timesteps.tolist() == table.timesteps.tolist() == [0]
+    assert_follows(table, wavy_network, run_diffusers(made(config, 1), wavy_network))
+    schedule, _, _ = from_diffusers_config(config)
+    for sampler in (ddpm, ddim):
+        assert sampler(schedule, 1, spacing="linspace").timesteps.tolist() == [999]
+
+
+def test_dpm_solver_has_a_point_more_and_so_begins_in_noise() -> None:
+    config = {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "linspace"}
+    assert made(config, 1).timesteps.tolist() == table_of(config, 1).timesteps.tolist() == [999]
+
+
+def test_trailing_steps_of_a_clipped_lambda_end_in_timestep_minus_1() -> None:
+    """As trailing spacing does for some N: from 967 in steps of 1000/31 the last is -1, of the image's own noise level. Ours
+    leaves it out, and is the same before."""
+    config = {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "timestep_spacing": "trailing",
+        "beta_schedule": "squaredcos_cap_v2",
+        "lambda_min_clipped": -3.0,
+        "prediction_type": "v_prediction",
+    }
+    theirs, ours = made(config, 31).timesteps.tolist(), table_of(config, 31).timesteps.tolist()
+    assert theirs == [*ours, -1] and ours[0] == 967
+    exact, visited = run_diffusers_in_double(config, 31, wavy_network), run_config(table_of(config, 31), wavy_network)
+    for x, expected in zip(visited[:-1], exact, strict=False):
+        assert largest_error(x, expected) <= SCHEDULER
+    for steps in range(1, 200):
+        own = [t for t in made(config, steps).timesteps.tolist() if t >= 0]
+        assert table_of(config, steps).timesteps.tolist() == own
+
+
+def test_log_linear_sigmas_with_continuous_timesteps_have_a_step_more() -> None:
+    """One sigma more than steps, and a timestep for each where the network is told log(sigma)/4. Followed, row by row."""
+    config = {"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear", "prediction_type": "v_prediction"}
+    for kind, rows in (("discrete", 10), ("continuous", 11)):
+        scheduler, table = made({**config, "timestep_type": kind}, 10), table_of({**config, "timestep_type": kind}, 10)
+        assert len(scheduler.timesteps) == table.num_rows == rows
+        torch.testing.assert_close(table.timesteps.double(), scheduler.timesteps.double(), atol=1e-6, rtol=2e-6)
+        assert_follows(table, wavy_network, run_diffusers(scheduler, wavy_network))
+
+
+def test_exponential_heun_steps_of_a_cosine_schedule_lose_float32_s_digits() -> None:
+    """Sigma falls from 20,291 in factors of 12, and every corrector multiplies by that what was lost before. Neither side's
+    formulas: in float64 they are the same, and a float32 rounding of the first x alone moves the images by more than 1e-4."""
+    config = {
+        "_class_name": "HeunDiscreteScheduler",
+        "use_exponential_sigmas": True,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "epsilon",
+    }
+    theirs, ours = run_diffusers_in_double(config, 7, wavy_network), run_in_double(config, 7, wavy_network)
+    assert max(largest_error(x, expected) for x, expected in zip(ours, theirs, strict=True)) <= SCHEDULER / 1000
+    moved = run_in_double(config, 7, wavy_network, scale=1 + torch.finfo(torch.float32).eps / 2)
+    assert largest_error(moved[-1], ours[-1]) > 10 * SCHEDULER
+    in_float32 = run_diffusers(made(config, 7), wavy_network)
+    assert largest_error(in_float32[-1], theirs[-1]) > 10 * SCHEDULER
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+def test_leading_spacing_with_an_offset_can_leave_the_schedule(name: str) -> None:
+    """huggingface/diffusers#10003: 1000 steps and steps_offset 1 are an IndexError in the run; here a refusal before it."""
+    config = {"_class_name": name, "steps_offset": 1}
     with pytest.raises(IndexError):
         run_diffusers(made(config, 1000), wavy_network)
     with pytest.raises(ValueError, match=r"1000 steps of spacing leading visit timestep 1000 .* lower steps_offset"):
