@@ -15,6 +15,7 @@ from fastcond.engine.network_walk import Norm, Walk
 from fastcond.engine.packed_weights import PackedWeights
 from fastcond.nn.blocks import SelfAttention
 from fastcond.nn.label_attention import LabelTransformer, TransformerBlock
+from fastcond.ops import native
 from fastcond.ops.norm_conv.upsampled import is_worth_phases
 
 _MEMORY_FLOATS = 4 << 20
@@ -272,7 +273,7 @@ class NativeNetwork:
         private = _private_buffers(buffers)
         self._plan = plan_memory([[b for b in segment if b not in private] for segment in buffers])
         self._private = [list(dict.fromkeys(b for b in segment if b in private)) for segment in buffers]
-        self._capacity, self._threads, self._memory, self._network = 0, 0, torch.empty(0), library.Network()
+        self._capacity, self._threads, self._memory, self._network = 0, 0, native.floats(0), library.Network()
         self.images_at_a_time: int | None = None  # for tests; None: as many as are fast
 
     def evaluate(self, x_t: Tensor, columns: Tensor, slots: Tensor, copies: int = 1) -> Tensor:
@@ -284,7 +285,7 @@ class NativeNetwork:
         batch = len(x_t)
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         columns, slots = columns.contiguous(), slots.contiguous()
-        y = torch.empty((batch, *self._out_shape), memory_format=torch.channels_last)
+        y = native.floats((batch, *self._out_shape), torch.channels_last)
         threads = torch.get_num_threads()
         # More would not find their maps in the processor's caches, fewer would read the weights more often.
         images = self.images_at_a_time or max(_FEWEST_IMAGES * threads, _MEMORY_FLOATS // self._plan.floats)
@@ -315,7 +316,7 @@ class NativeNetwork:
                 end += places * _whole_lines(buffer.floats)
             own = max(own, end)
         shared = _whole_lines(self._plan.floats * batch)
-        self._memory = torch.empty(shared + own + ALIGNMENT)
+        self._memory = native.floats(shared + own + ALIGNMENT)
         base = -(-self._memory.data_ptr() // 64) * 64
         start = {buffer: base + 4 * batch * at for buffer, at in self._plan.start.items()}
         start |= {buffer: base + 4 * (shared + at) for buffer, at in own_start.items()}

@@ -40,6 +40,11 @@ def require_interface(library: Any) -> None:
 native: Any | None = _load()
 
 
+def floats(shape: Sequence[int] | int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """New float32 memory of the CPU for a kernel to write, whatever the default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=memory_format)
+
+
 def keep_freed_memory() -> bool:
     """Let the process keep the memory that tensors on the CPU free, for the next ones; whether the system can be told to.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fastcond.ops.conv3x3 import eager
 from fastcond.ops.conv3x3.op import conv3x3_op
 
 
@@ -36,7 +37,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {list(bias.shape)}; [{weight.shape[0]}] is needed")
-    return conv3x3_op(x, weight, bias)
+    y = eager.conv3x3(x, weight, bias)
+    return conv3x3_op(x, weight, bias) if y is None else y
 
 
 __all__ = ["conv3x3"]

@@ -44,13 +44,13 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> tuple
     library = native.native
     assert library is not None
     dy = dy.contiguous(memory_format=torch.channels_last)
-    dx, dweight, dbias = torch.empty(0), torch.empty(0), torch.empty(0)
+    dx, dweight, dbias = native.floats(0), native.floats(0), native.floats(0)
     if needed[0]:
         dx = _convolve(dy, _pack(weight, True), None, channels).contiguous(memory_format=reference.memory_format(x))
     if needed[1]:
-        dweight = torch.empty((features, channels, 3, 3), memory_format=torch.channels_last)
+        dweight = native.floats((features, channels, 3, 3), torch.channels_last)
     if needed[2]:
-        dbias = torch.empty(features)
+        dbias = native.floats(features)
     if needed[1] or needed[2]:
         x = x.contiguous(memory_format=torch.channels_last)
         addresses = [x.data_ptr(), dy.data_ptr(), dweight.data_ptr() if needed[1] else 0, dbias.data_ptr() if needed[2] else 0]
@@ -86,7 +86,7 @@ def _pack(weight: Tensor, turned: bool) -> Tensor:
     if turned:
         features, channels = channels, features
         feature_stride, channel_stride = channel_stride, feature_stride
-    packed = torch.empty(packed_size(features, channels))
+    packed = native.floats(packed_size(features, channels))
     numbers = [channels, features, channel_stride, feature_stride, tap_stride, int(turned), torch.get_num_threads()]
     assert native.native is not None
     native.native.pack_filters(weight.data_ptr(), packed.data_ptr(), numbers)
@@ -98,7 +98,7 @@ def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None, features: int) -> 
     batch, channels, height, width = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
-    y = torch.empty((batch, features, height, width), memory_format=torch.channels_last)
+    y = native.floats((batch, features, height, width), torch.channels_last)
     addresses = [x.data_ptr(), 0, 0, 0, packed.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, y.data_ptr(), 0, 0]
     assert native.native is not None
     native.native.norm_conv(addresses, [0, batch, height, width, channels, features, 0, torch.get_num_threads()])

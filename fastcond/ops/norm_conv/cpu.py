@@ -34,8 +34,8 @@ def forward(
     packed = pack(weight) if packed is None else packed.contiguous()
     layout = reference.memory_format(x)
     x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.empty((batch, features, height, width), memory_format=torch.channels_last)
-    y_mean = torch.empty((batch, features) if statistics else 0)
+    y = native.floats((batch, features, height, width), torch.channels_last)
+    y_mean = native.floats((batch, features) if statistics else 0)
     y_m2 = torch.empty_like(y_mean)
     bias_stride = features if bias is not None and bias.dim() == 2 else 0
     # Held until the call returns: some are copies, made because the kernel reads rows of float32 without gaps.
@@ -59,7 +59,7 @@ def pack(weight: Tensor) -> Tensor:
         return reference.pack(weight)
     weight = weight.float().contiguous()
     features, channels = weight.shape[:2]
-    packed = torch.empty(reference.packed_size(features, channels))
+    packed = native.floats(reference.packed_size(features, channels))
     library.pack_conv_weight(weight.data_ptr(), packed.data_ptr(), channels, features, torch.get_num_threads())
     return packed
 

@@ -35,7 +35,7 @@ def forward(
     packed = reference.pack(qkv_weight, out_weight) if packed is None else packed.contiguous()
     layout = reference.memory_format(x)
     x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.empty((batch, channels, height, width), memory_format=torch.channels_last)
+    y = native.floats((batch, channels, height, width), torch.channels_last)
     # Held until the call returns: some are copies, made because the kernel reads rows of float32 without gaps.
     norm = [None if value is None else value.float().contiguous() for value in (mean, gain, offset)]
     biases = [None if value is None else value.float().contiguous() for value in (qkv_bias, out_bias)]

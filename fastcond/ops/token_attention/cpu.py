@@ -21,7 +21,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor
     if library is None or not are_taken(q, k, v) or q.numel() == 0:
         return reference.native_forward(q, k, v, heads)
     batch, tokens, channels = q.shape
-    y, softmax = torch.empty((batch, tokens, channels)), torch.empty((batch, heads, 2, tokens))
+    y, softmax = native.floats((batch, tokens, channels)), native.floats((batch, heads, 2, tokens))
     q, k, v = _rows(q), _rows(k), _rows(v)
     addresses = [q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), softmax.data_ptr(), 0, 0, 0, 0]
     sizes = [q.stride(1), k.stride(1), v.stride(1), batch, tokens, channels, heads, torch.get_num_threads()]
@@ -42,7 +42,7 @@ def backward(
         return reference.native_backward(dy, q, k, v, y, softmax, heads)
     q, k, v = _rows(q), _rows(k), _rows(v)
     dy, y, softmax = dy.contiguous(), y.contiguous(), softmax.contiguous()
-    grads = torch.empty(q.shape), torch.empty(q.shape), torch.empty(q.shape)
+    grads = native.floats(q.shape), native.floats(q.shape), native.floats(q.shape)
     addresses = [value.data_ptr() for value in (q, k, v, y, softmax, dy, *grads)]
     sizes = [q.stride(1), k.stride(1), v.stride(1), batch, tokens, channels, heads, torch.get_num_threads()]
     library.token_attention(addresses, sizes)
