@@ -29,7 +29,7 @@ def betas_of(name: str, num_timesteps: int, beta_start: float, beta_end: float) 
     if name == "scaled_linear":
         return torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float32) ** 2
     if name == "sigmoid":
-        return torch.sigmoid(torch.linspace(-6, 6, T)) * (beta_end - beta_start) + beta_start
+        return torch.sigmoid(torch.linspace(-6, 6, T, dtype=torch.float32)) * (beta_end - beta_start) + beta_start
     if name not in _SIGNALS:
         raise ValueError(f"beta_schedule is {name!r}; choose one of {', '.join(BETA_SCHEDULES)}")
     f = _SIGNALS[name]

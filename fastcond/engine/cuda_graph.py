@@ -86,13 +86,13 @@ class Kind:
         """Room for a sampler's rows, as many as there may be of this kind."""
         learned = self.learned_noise
         return StepTable(
-            torch.zeros(self.rows, 8, device=device),
+            torch.zeros(self.rows, 8, dtype=torch.float32, device=device),
             torch.zeros(self.rows, dtype=self.timesteps, device=device),
             self.keeps_history,
             self.draws_noise,
             self.initial_scale,
             self.threshold,
-            None if learned is None else LearnedNoise(torch.zeros(self.rows, 3, device=device), learned),
+            None if learned is None else LearnedNoise(torch.zeros(self.rows, 3, dtype=torch.float32, device=device), learned),
         )
 
 
@@ -105,7 +105,7 @@ class StaticDenoiser:
     def __init__(self, network: CompiledUNet, kind: Kind, timesteps: Tensor) -> None:
         device = timesteps.device
         self._network = network
-        self._columns = torch.zeros(kind.entries, network.width, device=device)
+        self._columns = torch.zeros(kind.entries, network.width, dtype=torch.float32, device=device)
         self._offset_of_row = torch.zeros(kind.rows, dtype=torch.int64, device=device)
         self._slots = torch.zeros(2 * kind.images, dtype=torch.int64, device=device)
         self._timesteps, self._ends = timesteps, Ends(network.config, timesteps)
@@ -149,7 +149,7 @@ class StaticRun:
         self.recordings: dict[bool, Recording] = {}
         self._cannot_be_recorded = False
         self._seeds = torch.zeros(kind.images, 2, dtype=torch.int64, device=device)
-        self._guidance = torch.ones(kind.images, device=device)
+        self._guidance = torch.ones(kind.images, dtype=torch.float32, device=device)
         self._rows = kind.table(device)
         self._denoiser = StaticDenoiser(network, kind, self._rows.timesteps)
         self._guided: Sequence[bool] = ()

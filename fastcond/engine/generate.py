@@ -236,7 +236,7 @@ def generate_batches(
                 [any_guided and row_inside for row_inside in inside],
                 labels=torch.cat([own_label, other]),
                 seeds=torch.from_numpy(np.stack([np.full(len(label[part]), seed), index[part]], axis=1)).to(device),
-                guidance=torch.tensor(scales[part], device=device),
+                guidance=torch.tensor(scales[part], dtype=torch.float32, device=device),
                 guidance_rescale=guidance_rescale,
                 dynamic_threshold=dynamic_threshold,
                 cfg_plus_plus=cfg_plus_plus,

@@ -60,7 +60,8 @@ class SamplingStep:
         self._seeds, self._guidance = seeds, guidance
         batch = len(seeds)
         # Both halves of the guided batch live in one buffer, which every step fills anew; x is its first half.
-        self._both = torch.empty((2 * batch, *image_shape), device=seeds.device, memory_format=torch.channels_last)
+        both = (2 * batch, *image_shape)
+        self._both = torch.empty(both, dtype=torch.float32, device=seeds.device, memory_format=torch.channels_last)
         self.x = self._both[:batch]
         self.x_0 = torch.empty_like(self.x)
         self.row = torch.empty(1, dtype=torch.int64, device=seeds.device)

@@ -30,7 +30,7 @@ class TorchNoise:
         device: torch.device,
     ) -> None:
         self._generator, self._shape, self._noisy_rows, self._dtype = generator, shape, noisy_rows, dtype
-        self.current = torch.empty(shape, device=device)
+        self.current = torch.empty(shape, dtype=torch.float32, device=device)
         self._draw()
 
     def before_row(self, row: int) -> None:

@@ -173,7 +173,8 @@ struct Places {
         first = to;
         for (int64_t image = block.image; image < block.image + block.images; ++image)
             for (int64_t row = 0; row < height; ++row) {
-                int64_t place = place_of(call, image, {0, 0}, block.row * outputs + row, block.column * outputs) * call.features;
+                const int64_t first_of_row = place_of(call, image, {0, 0}, block.row * outputs + row, block.column * outputs);
+                int64_t place = first_of_row * call.features;
                 for (int64_t column = 0; column < width; ++column, place += step) *to++ = place;
             }
     }
@@ -197,6 +198,7 @@ void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block
         const int64_t begin = places.count * done / count;
         product.place = places.first + begin;
         product.places = places.count * ++done / count - begin;
+        product.wide = columns;
         product.written = call.y + written;
         product.added = call.residual ? call.residual + written : nullptr;
         multiply_all(product, tiles, columns);

@@ -33,15 +33,15 @@ struct Product {
     // prefetching stops at each page. Two lines a term, of which the second may be the first again.
     const float* ahead = nullptr;
     int64_t ahead_step = 0, ahead_second = 0;
-    // And, a few at a time, lines of what is made of the products: 32 floats at each of some places after `written`, and after
+    // And, a few at a time, lines of what is made of the products: `wide` floats at each of some places after `written`, and after
     // `added` where there is one. (A processor drops requests that come faster than it can note them.)
     const int64_t* place = nullptr;
-    int64_t places = 0;
+    int64_t places = 0, wide = 0;
     const float *written = nullptr, *added = nullptr;
 };
 
 FASTCOND_INLINE void fetch_place(const Product& p, int64_t place) {
-    for (int64_t line = 0; line < panel; line += 16) {
+    for (int64_t line = 0; line < p.wide; line += 16) {
         fetch_to_write(p.written + place + line);
         if (p.added) fetch(p.added + place + line);
     }

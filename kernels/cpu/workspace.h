@@ -7,7 +7,7 @@
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
-// At the start of a cache line.
+// Floats, from the start of a cache line.
 struct Workspace {
     void* memory = nullptr;
     int64_t size = 0;
@@ -24,7 +24,7 @@ struct Workspace {
     ~Workspace() { std::free(memory); }
 };
 
-// Of other numbers.
+// Numbers of any kind, wherever they lie.
 template <typename Number>
 struct Kept {
     Number* memory = nullptr;

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastcond.config import DiffusionConfig
 from fastcond.diffusion import SAMPLERS, NoiseSchedule, ddim, ddpm
-from fastcond.engine import generate, step_table, to_uint8
+from fastcond.engine import generate, release, step_table, to_uint8
 from fastcond.engine.frozen_unet import FrozenUNet
 from fastcond.nn import ConditionalUNet
 from fastcond.ops import philox_normal
@@ -256,3 +256,18 @@ def test_refuses_in_one_line(model: ConditionalUNet, options: dict[str, Any], me
 def test_a_network_of_other_output_channels_cannot_be_sampled() -> None:
     with pytest.raises(ValueError, match="maps 3 to 5 channels"):
         draw(small_unet(out_channels=5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp2m"])
+def test_the_default_dtype_changes_nothing(model: ConditionalUNet, sampler: str, dtype: torch.dtype) -> None:
+    """A native kernel would otherwise write float32 into memory of half its size."""
+    expected = draw(model, sampler=sampler, seed=5)
+    release(model)  # what is packed anew is packed under the other default
+    torch.set_default_dtype(dtype)
+    try:
+        found = draw(model, sampler=sampler, seed=5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        release(model)
+    assert np.array_equal(found, expected)
