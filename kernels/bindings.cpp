@@ -20,6 +20,8 @@
 #include "cpu/diffusion_step.h"
 #include "cpu/fingerprint.h"
 #include "cpu/instruction_set.h"
+#include "cpu/linear.h"
+#include "cpu/network_steps.h"
 #include "cpu/norm_conv.h"
 #include "cpu/philox.h"
 #include "cpu/small_attention.h"
@@ -101,6 +103,28 @@ void weight_gradient(std::array<Address, 4> tensors, std::array<int64_t, 6> n) {
     fastcond::cpu::conv_weight_gradient({floats(0), floats(1), floats(2), floats(3), n[0], n[1], n[2], n[3], n[4], int(n[5])});
 }
 
+// [terms, features, term's stride, feature's stride, threads].
+void pack_matrix(Address weight, Address packed, std::array<int64_t, 5> n) {
+    fastcond::cpu::pack_matrix({reinterpret_cast<const float*>(weight), reinterpret_cast<float*>(packed), n[0], n[1], n[2], n[3],
+                                int(n[4])});
+}
+
+// [x, packed, bias, y], 0 for no bias, and [rows, C, K, threads].
+void multiply_rows(std::array<Address, 4> tensors, std::array<int64_t, 4> n) {
+    const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    fastcond::cpu::PatchConv call{};
+    call.x = floats(0), call.packed = floats(1), call.bias = floats(2), call.y = floats(3);
+    call.batch = 1, call.height = n[0], call.width = 1, call.first_channels = call.channels = n[1], call.features = n[2];
+    call.size = call.stride = call.copies = 1, call.threads = int(n[3]);
+    fastcond::cpu::patch_conv(call);
+}
+
+// Tensors as in LinearGradient's fields, 0 for none, and [rows, C, K, threads].
+void linear_gradient(std::array<Address, 4> tensors, std::array<int64_t, 4> n) {
+    const auto floats = [&](int i) { return reinterpret_cast<float*>(tensors[i]); };
+    fastcond::cpu::linear_gradient({floats(0), floats(1), floats(2), floats(3), n[0], n[1], n[2], int(n[3])});
+}
+
 // [q, k, v, y, softmax, dy, dq, dk, dv] as in TokenAttention, the last four 0 forward, and
 // [q's, k's and v's stride, B, tokens, C, heads, threads].
 void attend_tokens(std::array<Address, 9> tensors, std::array<int64_t, 8> n) {
@@ -161,7 +185,7 @@ void bind_network(nb::module_& module);  // network_bindings.cpp
 
 NB_MODULE(_native, module) {
     // Raised with every change of what these functions take: addresses that another version reads otherwise would crash.
-    module.attr("INTERFACE") = 4;
+    module.attr("INTERFACE") = 5;
     module.doc() = "Native kernels. Call them through fastcond.ops: addresses are not checked here.";
     module.def("philox_bits", &draw<int64_t, fastcond::cpu::philox_bits>, "seeds"_a, "step"_a, "out"_a, "images"_a,
                "count"_a, "stream"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
@@ -184,6 +208,12 @@ NB_MODULE(_native, module) {
                "numbers as in pack_strided");
     module.def("conv_weight_gradient", &weight_gradient, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
                "tensors and numbers as in weight_gradient");
+    module.def("pack_matrix", &pack_matrix, "weight"_a, "packed"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "numbers as in pack_matrix");
+    module.def("linear", &multiply_rows, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "tensors and numbers as in multiply_rows");
+    module.def("linear_gradient", &linear_gradient, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
+               "tensors and numbers as in linear_gradient");
     module.def("token_attention", &attend_tokens, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
                "tensors and numbers as in attend_tokens; backward where there is a dy");
     module.def("keep_freed_memory", &keep_freed_memory, "for training; False where the C library cannot be told");

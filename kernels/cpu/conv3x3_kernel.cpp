@@ -138,39 +138,6 @@ struct Cut {
     int64_t scratch() const { return inputs * (v_place() + z_place() + sums_place()); }
 };
 
-// [rows x depth] [depth x columns], added to what is there. Both sides are stored by columns, of the left 16 side by side and of
-// the right 32.
-struct AddedProduct {
-    const float* left;
-    const float* right;
-    float* to;  // [rows][32]
-    int64_t depth;
-};
-
-template <int rows, int vectors>
-void multiply(const AddedProduct& p) {
-    FloatRegister sums[rows][vectors];
-    set_zero(sums);
-    const float *left = p.left, *right = p.right;
-    for (int64_t i = 0; i < p.depth; ++i, left += lanes, right += panel) add_term<rows, vectors, 1>(sums, left, right);
-#pragma GCC unroll 14
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-        for (int j = 0; j < vectors; ++j) {
-            FloatRegister before;
-            std::memcpy(&before, p.to + r * panel + j * register_lanes, sizeof before);
-            sums[r][j] = sums[r][j] + before;
-        }
-    store_sums(sums, p.to);
-}
-
-FASTCOND_INLINE AddedProduct moved(AddedProduct p, int64_t row, int64_t column) {
-    p.left += row;
-    p.right += column;
-    p.to += row * panel + column;
-    return p;
-}
-
 // Sixteen channels of a block's inputs, or features of its outputs, `step` floats from tile to tile.
 template <int row, bool whole>
 void transform_inputs_of(const Map& x, const Cut& cut, int64_t first, int64_t count, int64_t channel, float* to, int64_t place) {
@@ -213,7 +180,7 @@ void add_row(const ConvWeightGradient& call, const Cut& cut, int64_t group, floa
                     const int64_t columns = call.channels - p * panel > lanes ? panel : lanes;
                     float* to = sums + j * cut.sums_place() + (p * cut.most_chunks() + chunk) * lanes * panel;
                     multiply_all(AddedProduct{z + j * cut.z_place() + chunk * cut.depth * lanes,
-                                              v + j * cut.v_place() + p * cut.depth * panel, to, count},
+                                              v + j * cut.v_place() + p * cut.depth * panel, to, lanes, panel, count},
                                  lanes, columns);
                 }
     }

@@ -99,7 +99,9 @@ void multiply(const Product& p) {
 }
 
 // left is stored by columns: [depth][left_stride], a column's rows side by side. right is [depth][right_stride], to [rows][panel].
-struct ColumnProduct {
+// `added`: to what is there.
+template <bool added>
+struct Columns {
     const float* left;
     const float* right;
     float* to;
@@ -107,14 +109,26 @@ struct ColumnProduct {
     int64_t right_stride;
     int64_t depth;
 };
+using ColumnProduct = Columns<false>;
+using AddedProduct = Columns<true>;
 
-template <int rows, int vectors>
-void multiply(const ColumnProduct& p) {
+template <int rows, int vectors, bool added>
+void multiply(const Columns<added>& p) {
     FloatRegister sums[rows][vectors];
     set_zero(sums);
     const float *left = p.left, *right = p.right;
     for (int64_t i = 0; i < p.depth; ++i, left += p.left_stride, right += p.right_stride)
         add_term<rows, vectors, 1>(sums, left, right);
+    if constexpr (added) {
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; ++j) {
+                FloatRegister before;
+                std::memcpy(&before, p.to + r * panel + j * register_lanes, sizeof before);
+                sums[r][j] = sums[r][j] + before;
+            }
+    }
     store_sums(sums, p.to);
 }
 
@@ -158,7 +172,8 @@ FASTCOND_INLINE Product looking_ahead(Product p, int64_t columns, int64_t pass, 
     }
     return p;
 }
-FASTCOND_INLINE ColumnProduct moved(ColumnProduct p, int64_t row, int64_t column) {
+template <bool added>
+FASTCOND_INLINE Columns<added> moved(Columns<added> p, int64_t row, int64_t column) {
     p.left += row;
     p.right += column;
     p.to += row * panel + column;

@@ -1,4 +1,4 @@
-"""The short ways of conv3x3 and token_attention past the dispatcher: the ops' bits and gradients, and who does not take them."""
+"""The short ways of conv3x3, linear and token_attention past the dispatcher: the ops' bits, and who does not take them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcond.ops import conv3x3, native, token_attention
+from fastcond.ops import conv3x3, linear, native, token_attention
 from fastcond.ops.conv3x3 import eager as of_conv3x3
+from fastcond.ops.linear import eager as of_linear
 from fastcond.ops.token_attention import eager as of_token_attention
 from tests.support.conv3x3 import Case as Convolution
+from tests.support.linear import Case as Linear
 from tests.support.token_attention import Case as Attention
 
 if native.native is None:
     pytest.skip("the native library was not built", allow_module_level=True)
 
-OPS = {"conv3x3": of_conv3x3, "token_attention": of_token_attention}
+OPS = {"conv3x3": of_conv3x3, "linear": of_linear, "token_attention": of_token_attention}
 each_op = pytest.mark.parametrize("name", OPS)
 
 
@@ -28,6 +30,9 @@ def case_of(name: str) -> tuple[Callable[..., Tensor], list[Tensor], Tensor]:
         x, weight, bias, dy = Convolution((2, 17, 6, 5), 18).operands()
         assert bias is not None
         return conv3x3, [x, weight, bias], dy
+    if name == "linear":
+        *operands, dy = Linear((2, 64, 48), 50).operands()
+        return linear, operands, dy
     q, k, v, dy = Attention((2, 5, 12), 3, one_tensor=True).operands()
     return lambda *tensors: token_attention(*tensors, 3), [q, k, v], dy
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcond.ops import linear
+from fastcond.ops.linear.op import linear_native
 from tests.tolerances import assert_parity
 
 
@@ -39,20 +40,35 @@ CASES = [
     Case((2, 20, 7), 40),
     Case((1, 1, 1), 1),
 ]
+# Rows, channels and features that are no multiple of anything, and one block of rows and several.
+NATIVE_CASES = [
+    *CASES,
+    Case((2, 5, 16), 16),
+    Case((3, 7, 48), 20),
+    Case((1, 33, 80), 50),
+    Case((2, 300, 144), 33),
+    Case((2, 512, 128), 97),
+]
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def run(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> list[Tensor]:
+def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The op behind linear, which takes the few tokens too that linear leaves to PyTorch."""
+    return linear_native(x, weight, bias)
+
+
+def run(function: Linear, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> list[Tensor]:
     """y and the gradients of x, weight and bias."""
     leaves = [value.detach().requires_grad_() for value in (x, weight, bias)]
     y = function(*leaves)
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
-def check_parity(case: Case) -> None:
+def check_parity(case: Case, function: Linear = linear) -> None:
     """Output and gradients follow the parity rule."""
     operands = case.operands()
     wide = [value.double() for value in operands]
-    actual, alone, expected = run(linear, *operands), run(F.linear, *operands), run(F.linear, *wide)
+    actual, alone, expected = run(function, *operands), run(F.linear, *operands), run(F.linear, *wide)
     sizes = [float(value.max()) ** 0.5 for value in run(F.linear, *(value.square() for value in wide))]
     for name, found, other, truth, size in zip(("y", "dx", "dweight", "dbias"), actual, alone, expected, sizes, strict=True):
         assert found.dtype == case.dtype

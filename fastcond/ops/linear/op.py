@@ -1,20 +1,77 @@
-"""Registration of `fastcond::linear`: a composite of PyTorch's own operations, by default F.linear, on a CPU its own.
+"""Registration of `fastcond::linear`, and of what it is on a CPU: an op with kernels, fake and autograd of its own.
 
-Their autograd is PyTorch's, and a compiler sees them.
+By default linear is F.linear, its autograd, and what a compiler makes of it. PyTorch's dispatcher finds beside it what a CPU
+does, and that autocast is not for these kernels.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from fastcond.ops.linear import cpu, reference
 
-torch.library.define("fastcond::linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+_TAG = torch.Tag.pt2_compliant_tag
+torch.library.define("fastcond::linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=_TAG)
+torch.library.define("fastcond::linear_native", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=_TAG)
+torch.library.define(
+    "fastcond::linear_native_backward",
+    "(Tensor dy, Tensor x, Tensor weight, bool[] needed) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    tags=_TAG,
+)
+torch.library.impl("fastcond::linear_native", "default", reference.native_forward)
+torch.library.impl("fastcond::linear_native_backward", "default", reference.native_backward)
+torch.library.impl("fastcond::linear_native", "cpu", cpu.forward)
+torch.library.impl("fastcond::linear_native_backward", "cpu", cpu.backward)
+
+# Bound once: looking an overload up costs more than many a small kernel.
+linear_native = torch.ops.fastcond.linear_native.default
+linear_native_backward = torch.ops.fastcond.linear_native_backward.default
+
+
+def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear_native(x, weight, bias) if cpu.is_faster(x, weight, bias) else reference.forward(x, weight, bias)
+
+
 _library = torch.library.Library("fastcond", "FRAGMENT")
 _library.impl("linear", reference.forward, "CompositeImplicitAutograd")
 _library.impl("linear", reference.forward, "AutocastCPU")
-_library.impl("linear", cpu.forward, "CPU")
-_library.impl("linear", cpu.forward, "AutogradCPU")
-
-# Bound once: looking an overload up costs more than many a small kernel.
+_library.impl("linear", _on_cpu, "CPU")
+_library.impl("linear", _on_cpu, "AutogradCPU")
 linear_op = torch.ops.fastcond.linear.default
+
+
+@torch.library.register_fake("fastcond::linear_native")
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:2], weight.shape[0]))
+
+
+@torch.library.register_fake("fastcond::linear_native_backward")
+def _backward_fake(dy: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = x.shape, weight.shape, weight.shape[:1]
+    dx, dweight, dbias = (x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needed, strict=True))
+    return dx, dweight, dbias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    x, weight, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight)
+
+
+def _autograd(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return None, None, None
+    needed = list(ctx.needs_input_grad)
+    grads = linear_native_backward(dy, *ctx.saved_tensors, needed)
+    return tuple(grad if need else None for grad, need in zip(grads, needed, strict=True))
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
+    raise NotImplementedError("linear has no second derivative on a CPU; do not call backward with create_graph=True through it")
+
+
+torch.library.register_autograd("fastcond::linear_native", _autograd, setup_context=_setup_context)
+torch.library.register_autograd("fastcond::linear_native_backward", _no_double_backward)
