@@ -323,11 +323,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images came from, as given on the command line; enough to open them again."""
+    """Where the images came from, as given on the command line; enough to open them again.
+
+    label_rows: whether their labels are rows of numbers, or else one class each; None where that was not noted.
+    """
 
     source: str
     labels: str | None = None
     size: tuple[int, int] | None = None
+    label_rows: bool | None = None
 
 
 @dataclass(frozen=True)
