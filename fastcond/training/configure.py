@@ -120,8 +120,8 @@ def require_same_kind(data: LabelledImages, config: RunConfig, class_names: tupl
     if config.data.label_rows not in (None, rows):
         kinds = {True: "rows of numbers", False: "one class an image"}
         raise ValueError(
-            f"{config.data.labels or config.data.source} has labels that are {kinds[rows]}; this run was begun with labels that are "
-            f"{kinds[not rows]}: give it those"
+            f"{config.data.labels or config.data.source} has labels that are {kinds[rows]}; "
+            f"this run was begun with labels that are {kinds[not rows]}: give it those"
         )
 
 
