@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from fastcond.image_path import check_image_path
-from fastcond.network_bounds import check_bounds
+from fastcond.network_bounds import check_bounds, require
 
 Conditioning = Literal["adagn", "scale_shift", "bias", "label_attention"]
 Prediction = Literal["eps", "v", "x_0"]
@@ -38,13 +38,8 @@ SAMPLER_NAMES = ("ddpm", "ddim", "dpmpp2m", "heun")  # fastcond.diffusion.SAMPLE
 C = TypeVar("C")
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -131,10 +126,10 @@ class UNetConfig:
         factor = 2 ** (len(self.block_out_channels) - 1)
         _require_choice("conditioning", self.conditioning, CONDITIONINGS)
         _require_choice("resample", self.resample, RESAMPLERS)
-        _require(len(self.block_out_channels) > 0, "block_out_channels is empty; give one number a level")
+        require(len(self.block_out_channels) > 0, "block_out_channels is empty; give one number a level")
         check_bounds(self)
         self._check_blocks()
-        _require(
+        require(
             height >= factor and width >= factor and height % factor == 0 and width % factor == 0,
             f"image size {height}x{width} does not fit a network of {len(self.block_out_channels)} levels: height and width must "
             f"be multiples of {factor}; use --size {_round_up(height, factor)}x{_round_up(width, factor)} or another --preset",
@@ -143,35 +138,35 @@ class UNetConfig:
             last = level == len(self.block_out_channels) - 1
             # Skip blocks have groups of their own; conv_norm_out and the middle have the network's.
             own_groups = self.skips("down", level) and self.skips("up", level)
-            _require(
+            require(
                 (own_groups and level > 0 and not (last and self.mid_block)) or channels % self.norm_groups(channels) == 0,
                 f"{channels} channels cannot be divided into {self.norm_groups(channels)} groups; change norm_num_groups",
             )
             attends = any(self.attends(way, level) for way in ("down", "up")) or (last and self.mid_block and self.mid_attention)
             head_dim = self._head_dim(channels)
             has_heads = not attends or channels % head_dim == 0
-            _require(has_heads, f"{channels} channels cannot be divided into heads of {head_dim}; change attention_head_dim")
+            require(has_heads, f"{channels} channels cannot be divided into heads of {head_dim}; change attention_head_dim")
 
     def _check_blocks(self) -> None:
         levels = len(self.block_out_channels)
         for name, known in (("down_block_types", DOWN_BLOCK_TYPES), ("up_block_types", UP_BLOCK_TYPES)):
             types = getattr(self, name)
-            _require(types is None or len(types) == levels, f"{name} has {len(types or ())} entries for {levels} levels")
+            require(types is None or len(types) == levels, f"{name} has {len(types or ())} entries for {levels} levels")
             for block in types or ():
                 _require_choice(name, block, known)
-        _require(self.resample_up is None or self.resample_up in RESAMPLERS, f"resample_up is {self.resample_up!r}")
+        require(self.resample_up is None or self.resample_up in RESAMPLERS, f"resample_up is {self.resample_up!r}")
         _require_choice("time_embedding", self.time_embedding, TIME_EMBEDDINGS)
         _require_choice("class_embedding", self.class_embedding, CLASS_EMBEDDINGS)
-        _require(self.downsample_padding in (0, 1), f"downsample_padding is {self.downsample_padding}; choose 0 or 1")
+        require(self.downsample_padding in (0, 1), f"downsample_padding is {self.downsample_padding}; choose 0 or 1")
         rows_known = self.time_embedding != "learned" or self.num_timesteps is not None
-        _require(rows_known, "a learned time embedding has one row a timestep; give num_timesteps")
+        require(rows_known, "a learned time embedding has one row a timestep; give num_timesteps")
         of_label = self.conditioning == "label_attention"
         for block in (*(self.down_block_types or ()), *(self.up_block_types or ())):
-            _require(of_label or not block.startswith("CrossAttn"), f"{block} needs conditioning 'label_attention'")
-            _require(not of_label or "Skip" not in block, f"{block} cannot be combined with conditioning 'label_attention'")
-        _require(not of_label or self.class_embedding == "table", "with label_attention leave class_embedding as it is")
+            require(of_label or not block.startswith("CrossAttn"), f"{block} needs conditioning 'label_attention'")
+            require(not of_label or "Skip" not in block, f"{block} cannot be combined with conditioning 'label_attention'")
+        require(not of_label or self.class_embedding == "table", "with label_attention leave class_embedding as it is")
         grouped = self.norm_num_groups or all(self.skips(way, level) for way in ("down", "up") for level in range(levels))
-        _require(bool(grouped), "norm_num_groups is None, which only Skip blocks allow; give a number")
+        require(bool(grouped), "norm_num_groups is None, which only Skip blocks allow; give a number")
         check_image_path(self.down_block_types, self.up_block_types, self.in_channels, self.out_channels)
 
     @property
@@ -254,9 +249,9 @@ class DiffusionConfig:
         _require_choice("schedule", self.schedule, SCHEDULES)
         _require_choice("prediction", self.prediction, PREDICTIONS)
         _require_choice("variance", self.variance, VARIANCES)
-        _require(self.variance == "fixed" or self.num_timesteps > 1, "a learned variance needs 2 timesteps at least")
-        _require(self.num_timesteps >= 1, f"num_timesteps is {self.num_timesteps}; it must be at least 1")
-        _require(
+        require(self.variance == "fixed" or self.num_timesteps > 1, "a learned variance needs 2 timesteps at least")
+        require(self.num_timesteps >= 1, f"num_timesteps is {self.num_timesteps}; it must be at least 1")
+        require(
             not (self.zero_terminal_snr and self.prediction == "eps"),
             "zero terminal SNR makes a timestep of pure noise, where eps says nothing about x_0; use prediction v or x_0",
         )
@@ -300,34 +295,38 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require((self.steps is None) != (self.minutes is None), "give either steps or minutes, not both or none")
-        _require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
-        _require(self.minutes is None or self.minutes > 0, f"minutes is {self.minutes}; it must be positive")
+        require((self.steps is None) != (self.minutes is None), "give either steps or minutes, not both or none")
+        require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
+        require(self.minutes is None or self.minutes > 0, f"minutes is {self.minutes}; it must be positive")
         _require_choice("weighting", self.weighting, WEIGHTINGS)
         _require_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _require_choice("precision", self.precision, PRECISIONS)
-        _require(self.batch_size >= 1, f"batch size is {self.batch_size}; it must be at least 1")
-        _require(
+        require(self.batch_size >= 1, f"batch size is {self.batch_size}; it must be at least 1")
+        require(
             self.accumulation >= 1 and self.batch_size % self.accumulation == 0,
             f"batch size {self.batch_size} cannot be split into {self.accumulation} equal micro-batches",
         )
-        _require(self.learning_rate > 0, f"learning rate is {self.learning_rate}; it must be positive")
-        _require(self.clip_grad_norm > 0, f"gradient clipping norm is {self.clip_grad_norm}; it must be positive")
-        _require(self.min_snr_gamma > 0, f"min-SNR gamma is {self.min_snr_gamma}; it must be positive")
-        _require(self.warmup_steps >= 0, f"warm-up is {self.warmup_steps} steps; it cannot be negative")
-        _require(self.weight_decay >= 0, f"weight decay is {self.weight_decay}; it cannot be negative")
-        _require(0.0 <= self.label_dropout <= 1.0, f"label dropout is {self.label_dropout}; it must lie in [0, 1]")
-        _require(0.0 <= self.ema_decay < 1.0, f"EMA decay is {self.ema_decay}; it must lie in [0, 1)")
-        _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2^32)")
+        require(self.learning_rate > 0, f"learning rate is {self.learning_rate}; it must be positive")
+        require(self.clip_grad_norm > 0, f"gradient clipping norm is {self.clip_grad_norm}; it must be positive")
+        require(self.min_snr_gamma > 0, f"min-SNR gamma is {self.min_snr_gamma}; it must be positive")
+        require(self.warmup_steps >= 0, f"warm-up is {self.warmup_steps} steps; it cannot be negative")
+        require(self.weight_decay >= 0, f"weight decay is {self.weight_decay}; it cannot be negative")
+        require(0.0 <= self.label_dropout <= 1.0, f"label dropout is {self.label_dropout}; it must lie in [0, 1]")
+        require(0.0 <= self.ema_decay < 1.0, f"EMA decay is {self.ema_decay}; it must lie in [0, 1)")
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2^32)")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images came from, as given on the command line; enough to open them again."""
+    """Where the images came from, as given on the command line; enough to open them again.
+
+    label_rows: whether their labels are rows of numbers, or else one class each; None where that was not noted.
+    """
 
     source: str
     labels: str | None = None
     size: tuple[int, int] | None = None
+    label_rows: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -358,20 +357,20 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
     nested = {"network": UNetConfig, "diffusion": DiffusionConfig, "training": TrainingConfig, "data": DataConfig}
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    _require(isinstance(values, Mapping), f"{where or 'config'} is not an object of named values")
+    require(isinstance(values, Mapping), f"{where or 'config'} is not an object of named values")
     for key in values:
-        _require(key in fields, f"unknown key {key!r} in {where or kind.__name__}")
+        require(key in fields, f"unknown key {key!r} in {where or kind.__name__}")
     arguments: dict[str, Any] = {}
     for name, spec in fields.items():
         if name not in values:
             optional = spec.default is not dataclasses.MISSING or spec.default_factory is not dataclasses.MISSING
-            _require(optional, f"key {name!r} is missing in {where or kind.__name__}")
+            require(optional, f"key {name!r} is missing in {where or kind.__name__}")
             continue
         value = values[name]
         if kind is RunConfig:
             value = from_dict(nested[name], value, name)
         value = tuple(value) if isinstance(value, list) else value
-        _require(_fits(value, hints[name]), f"{name} in {where or kind.__name__} is {value!r}, a value of another type")
+        require(_fits(value, hints[name]), f"{name} in {where or kind.__name__} is {value!r}, a value of another type")
         arguments[name] = value
     return kind(**arguments)
 

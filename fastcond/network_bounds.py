@@ -23,27 +23,28 @@ def check_bounds(config: Any) -> None:
     _check_sizes("block_out_channels", config.block_out_channels, _LARGEST_WIDTH)
     for name in ("norm_eps", "mid_block_scale_factor"):
         value = getattr(config, name)
-        _require(0 < value < math.inf, f"{name} is {value}; it must be positive and finite")
+        require(0 < value < math.inf, f"{name} is {value}; it must be positive and finite")
     for name in ("dropout", "label_dropout"):
         value = getattr(config, name)
-        _require(0.0 <= value < 1.0, f"{name} is {value}; it must lie in [0, 1)")
+        require(0.0 <= value < 1.0, f"{name} is {value}; it must lie in [0, 1)")
     half, shift = config.block_out_channels[0] // 2, config.freq_shift
     if config.time_embedding == "positional":
         found = f"freq_shift is {shift} for {config.block_out_channels[0]} channels"
-        _require(-math.inf < shift < half, f"{found}; it must be finite and less than half of them")
+        require(-math.inf < shift < half, f"{found}; it must be finite and less than half of them")
     groups, channels = config.mid_attention_norm_groups, config.block_out_channels[-1]
     if config.mid_block and config.mid_attention and groups:
         found = f"a norm of {channels} channels cannot have {groups} groups"
         fits = groups > 0 and channels % groups == 0
-        _require(fits, f"{found}; change block_out_channels or mid_attention_norm_groups")
+        require(fits, f"{found}; change block_out_channels or mid_attention_norm_groups")
 
 
 def _check_sizes(name: str, values: Sequence[int | None], largest: int) -> None:
     for value in values:
-        _require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
-        _require(value is None or value <= largest, f"{name} is {value}; it must be at most {largest}")
+        require(value is None or value >= 1, f"{name} is {value}; it must be at least 1")
+        require(value is None or value <= largest, f"{name} is {value}; it must be at most {largest}")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises: ValueError with the message where the condition does not hold."""
     if not condition:
         raise ValueError(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,28 @@ def test_soft_rows_and_several_classes_train_and_resume_to_the_same_bits(
     assert train_here("--steps", "6", "--out", tmp_path / "parts", "--resume") == 0
     assert last_checkpoint(tmp_path / "parts") == last_checkpoint(tmp_path / "whole")
     assert "3 classes" in capsys.readouterr().out
+
+
+def test_a_resumed_run_keeps_its_kind_of_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows and single classes look alike to the network, which would go on to learn something else."""
+    images, classes = write_arrays(tmp_path, ROWS)[:2], tmp_path / "classes.npy"
+    np.save(classes, np.arange(len(ROWS)) % 3)
+    for begun, other, found, wanted in (
+        (tmp_path / "labels.npy", classes, "one class an image", "rows of numbers"),
+        (classes, tmp_path / "labels.npy", "rows of numbers", "one class an image"),
+    ):
+        out = ("--out", tmp_path / f"{begun.stem}-run")
+        assert train_here(*images, "--labels", begun, *SMALL, "--steps", "1", *out) == 0
+        capsys.readouterr()
+        code = train_here("--labels", other, "--steps", "2", "--resume", *out)
+        message = f"{other} has labels that are {found}; this run was begun with labels that are {wanted}"
+        assert_one_line(code, capsys, message)
+        assert train_here("--labels", begun, "--steps", "2", "--resume", *out) == 0
+    config = tmp_path / "labels-run" / "config.json"
+    values = json.loads(config.read_text())
+    del values["data"]["label_rows"]  # as in runs from before it was noted
+    config.write_text(json.dumps(values))
+    assert train_here("--labels", tmp_path / "labels.npy", "--steps", "3", "--resume", *out[:1], config.parent) == 0
 
 
 def test_what_takes_no_rows_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

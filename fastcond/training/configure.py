@@ -71,7 +71,7 @@ def new_config(given: Mapping[str, Any], data: LabelledImages, device: torch.dev
         ),
         diffusion=diffusion,
         training=TrainingConfig(**training),
-        data=DataConfig(given.get("data") or "sprites", given.get("labels"), given.get("size")),
+        data=DataConfig(given.get("data") or "sprites", given.get("labels"), given.get("size"), data.labels.ndim == 2),
     )
 
 
@@ -115,6 +115,13 @@ def require_same_kind(data: LabelledImages, config: RunConfig, class_names: tupl
             f"{data.image_size[0]}x{data.image_size[1]}x{data.channels} images; this run was begun with other data: "
             f"{len(class_names)} classes ({_some(class_names)}) of "
             f"{network.image_size[0]}x{network.image_size[1]}x{network.in_channels}"
+        )
+    rows = data.labels.ndim == 2
+    if config.data.label_rows not in (None, rows):
+        kinds = {True: "rows of numbers", False: "one class an image"}
+        raise ValueError(
+            f"{config.data.labels or config.data.source} has labels that are {kinds[rows]}; "
+            f"this run was begun with labels that are {kinds[not rows]}: give it those"
         )
 
 

@@ -17,46 +17,15 @@ from fastcond.engine import generate
 from fastcond.interop.diffusers import class_names_of, load_diffusers, save_diffusers
 from fastcond.interop.opening import is_diffusers_folder
 from fastcond.nn import ConditionalUNet
-from tests.support.networks import perturb, small_unet
+from tests.support.foreign import condition_network, label_mlp, plain_network
+from tests.support.networks import small_unet
 from tests.tolerances import assert_network_close
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-SMALL: dict[str, Any] = {
-    "sample_size": 8,
-    "layers_per_block": 1,
-    "block_out_channels": (16, 32),
-    "norm_num_groups": 8,
-}
-PLAIN = {
-    **SMALL,
-    "attention_head_dim": 8,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "num_class_embeds": 4,
-}
-CONDITION = {
-    **SMALL,
-    "in_channels": 3,
-    "out_channels": 3,
-    "encoder_hid_dim": 12,
-    "cross_attention_dim": 24,
-    "attention_head_dim": 4,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
 
-
-def theirs(kind: str = "UNet2DModel", **changes: Any) -> Any:
-    torch.manual_seed(0)
-    network = getattr(diffusers, kind)(**{**(PLAIN if kind == "UNet2DModel" else CONDITION), **changes}).eval()
-    perturb(network)
-    return network
-
-
-def label_mlp(*layers: nn.Module) -> nn.Sequential:
-    """The blog's, without what puts a dimension in."""
-    return nn.Sequential(*(layers or (nn.Linear(5, 10), nn.GELU(), nn.Linear(10, 12)))).eval()
+def theirs(kind: str = "UNet2DModel") -> Any:
+    return plain_network() if kind == "UNet2DModel" else condition_network()
 
 
 def assert_same_output(model: ConditionalUNet, network: Any, token: Any = None) -> None:

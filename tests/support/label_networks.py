@@ -9,21 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.support.foreign import condition_network, label_mlp
 from tests.support.networks import perturb
-
-SMALL: dict[str, Any] = {
-    "sample_size": 8,
-    "in_channels": 3,
-    "out_channels": 3,
-    "layers_per_block": 1,
-    "block_out_channels": (16, 32),
-    "norm_num_groups": 8,
-    "encoder_hid_dim": 12,
-    "cross_attention_dim": 24,
-    "attention_head_dim": 4,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
 
 
 class Told(nn.Module):
@@ -46,13 +33,8 @@ class Told(nn.Module):
 
 def small_told(**changes: Any) -> Told:
     """A network of a few thousand parameters for five classes, every layer of which acts, in eval mode."""
-    import diffusers
-
-    torch.manual_seed(0)
-    told = Told(
-        diffusers.UNet2DConditionModel(**{**SMALL, **changes}), nn.Sequential(nn.Linear(5, 10), nn.GELU(), nn.Linear(10, 12))
-    )
-    perturb(told)
+    told = Told(condition_network(**changes), label_mlp())  # which goes on with the network's seed
+    perturb(told.mlp)
     return told.eval()
 
 
