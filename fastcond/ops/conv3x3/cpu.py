@@ -21,7 +21,7 @@ def is_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the kernels take the operands and pay; of shapes, a question of the weight's alone."""
     if native.native is None or any(value is not None and value.dtype != torch.float32 for value in (x, weight, bias)):
         return False
-    return weight.dim() == 4 and min(weight.shape[:2]) >= LEAST_CHANNELS
+    return weight.dim() == 4 and min(weight.shape[:2]) >= LEAST_CHANNELS and x.numel() > 0
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

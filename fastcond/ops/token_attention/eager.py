@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcond.ops.short_way import is_short
+from fastcond.ops import short_way
 from fastcond.ops.token_attention import cpu
 from fastcond.ops.token_attention.op import token_attention_native_backward
 
 
 def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor | None:
     """y, differentiable as the op is, of operands whose shapes were checked; None where the op has to be called."""
-    if not is_short(q, k, v) or torch.is_autocast_enabled("cpu") or not cpu.are_taken(q, k, v):
+    if not short_way.is_short(q, k, v) or torch.is_autocast_enabled("cpu") or not cpu.are_taken(q, k, v):
         return None
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _Differentiable.apply(q, k, v, heads)
@@ -34,6 +34,6 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, y = ctx.saved_tensors
         # The op refuses a second derivative.
-        by_op = torch.is_grad_enabled() or not is_short(dy, q, k, v)
+        by_op = torch.is_grad_enabled() or not short_way.is_short(dy, q, k, v)
         backward = token_attention_native_backward if by_op else cpu.backward
         return *backward(dy, q, k, v, y, ctx.softmax, ctx.heads), None
