@@ -90,8 +90,9 @@ class LabelledImagePipeline(DiffusionPipeline):
             raise ValueError(f"class_labels is missing; give labels or names ({', '.join(list(self.label2id)[:20])})")
         size = config.sample_size
         shape = (batch_size, config.in_channels, *((size, size) if isinstance(size, int) else size))
-        x = randn_tensor(shape, generator=generator, device=device, dtype=dtype) * self.scheduler.init_noise_sigma
+        # First: init_noise_sigma of Euler and Heun is of the run's own timesteps.
         self.scheduler.set_timesteps(num_inference_steps)
+        x = randn_tensor(shape, generator=generator, device=device, dtype=dtype) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         noise = {"generator": generator} if takes_generator else {}
         for t in self.progress_bar(self.scheduler.timesteps):

@@ -159,7 +159,8 @@ class Pipeline:
                 soft or multi-label ones, as a list, array or tensor [N, K]. A flat list is always one label an image:
                 pipe([0, 0, 1]) is three images, of the labels 0, 0 and 1; one image of a one-hot row is pipe([[0, 0, 1]]).
                 May be left out where the network knows no labels.
-            batch_size: where class_labels is left out, how many images, by default 1; else how many are drawn at a time.
+            batch_size: where class_labels is left out, how many images, by default 1; else how many are drawn at a time, by
+                default all of them with one generator, as in diffusers, and 64 otherwise.
             guidance_scale: w in u + w (c - u), one number or one an image; 1, the default, is off.
             num_inference_steps: of the sampler; 50 by default.
             generator: draws the noise as diffusers' pipelines do, so that the images can be compared; None: noise by `seed`.
@@ -183,6 +184,8 @@ class Pipeline:
         if class_labels is None:
             batch_size = 1 if batch_size is None else batch_size
         labels = self._labels(class_labels, batch_size)
+        if batch_size is None and isinstance(generator, torch.Generator):
+            batch_size = max(1, len(labels))  # diffusers draws the noise of all images together
         sampler = self._sampler(options.pop("sampler", self.sampler), steps, eta)
         batches = -(-len(labels) // (batch_size or DEFAULT_BATCH_SIZE))
         with self._showing_progress(sampler, steps, batches, options.pop("on_step", None)) as on_step:

@@ -61,6 +61,27 @@ def test_with_other_schedulers(tmp_path: Path, scheduler: str) -> None:
     assert_same_images(tmp_path / "saved", ours, class_labels=LABELS, num_inference_steps=20, guidance_scale=1.5)
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
+        {"_class_name": "HeunDiscreteScheduler", "timestep_spacing": "leading"},
+        {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 20.0},
+    ],
+    ids=["euler_leading", "heun_leading", "euler_karras"],
+)
+def test_noise_of_the_run_s_own_scale(tmp_path: Path, scheduler: dict[str, Any]) -> None:
+    """In the first call too, where a scheduler of these has not been told its timesteps before."""
+    model = small_unet(DiffusionConfig(prediction="v"), conditioning="bias").eval()
+    save_diffusers(model, tmp_path / "saved", scheduler={**scheduler, "prediction_type": "v_prediction"})
+    ours = generate(load_diffusers(tmp_path / "saved"), LABELS, guidance=1.5, sampler="scheduler", steps=5, rng="torch", seed=3)
+    pipeline = pipeline_of(tmp_path / "saved")
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(3)
+        theirs = pipeline(LABELS, guidance_scale=1.5, num_inference_steps=5, generator=generator, output_type="np").images
+        assert theirs.std() > 0.05 and np.abs(np.round(theirs * 255) - ours).max() <= GRAY_LEVELS
+
+
 def test_a_network_that_predicts_a_variance(tmp_path: Path) -> None:
     diffusion = DiffusionConfig(prediction="v", variance="learned_range")
     model = saved(tmp_path / "saved", diffusion, conditioning="bias", out_channels=6)

@@ -78,8 +78,14 @@ def test_the_only_call_that_ddpm_pipeline_has(tmp_path: Path, unconditional: Pip
     assert np.array_equal(labelled, pixels(unconditional(batch_size=2, num_inference_steps=2, seed=1)))
 
 
-def test_the_batch_of_one_generator_is_all_of_an_unlabelled_call(unconditional: Pipeline) -> None:
-    """As in diffusers, where batch_size is how many images are drawn, and drawn together."""
+def test_the_batch_of_one_generator_is_all_of_a_call(unconditional: Pipeline, pipeline: Pipeline) -> None:
+    """As in diffusers, where all images are drawn together; without labels batch_size is how many."""
+    labels = [0, 2, 1] * 22
+    drawn = pipeline(labels, generator=torch.Generator().manual_seed(3), num_inference_steps=2)
+    together = generate(pipeline.unet, labels, steps=2, rng=torch.Generator().manual_seed(3), batch_size=66)
+    assert np.array_equal(pixels(drawn), together)
+    cut = pipeline(labels, generator=torch.Generator().manual_seed(3), num_inference_steps=2, batch_size=64)
+    assert not np.array_equal(pixels(cut), together)
     drawn = unconditional(batch_size=70, generator=torch.Generator().manual_seed(3), num_inference_steps=2)
     together = generate(unconditional.unet, [0] * 70, steps=2, rng=torch.Generator().manual_seed(3), batch_size=70)
     assert np.array_equal(pixels(drawn), together)
