@@ -251,6 +251,28 @@ def test_numbers_of_other_kinds(pipelines: dict[str, Any]) -> None:
         assert np.array_equal(drawn(pipelines["label_attention"], labels), expected), labels
 
 
+def test_labels_of_a_network_without_a_table(tmp_path: Path) -> None:
+    """Vectors of an embedding's width, any whole number, or none."""
+    made = {
+        name: {"class_embedding": name, "num_classes": 1, "has_null_label": False} for name in ("identity", "timestep", "none")
+    }
+    models = {name: saved(tmp_path / name, conditioning="bias", **network) for name, network in made.items()}
+    vectors = torch.randn(2, models["identity"].config.embedding_dim, generator=torch.Generator().manual_seed(0))
+    for name, labels in (("identity", vectors), ("timestep", [3, 700])):
+        ours = generate(models[name], labels, steps=3, rng="torch", seed=2)
+        assert_same_images(tmp_path / name, ours, seed=2, class_labels=labels, num_inference_steps=3)
+    width = vectors.shape[1]
+    refused = [
+        ("identity", [1], f"class_labels holds 1; give rows of {width} numbers"),
+        ("identity", [[1.0, 2.0]], f"class_labels has shape [1, 2]; rows of {width} finite numbers are needed"),
+        ("timestep", [-1], "class_labels holds -1; the labels start at 0"),
+        ("none", [0], "the network knows no labels; leave out class_labels, and give batch_size"),
+    ]
+    for name, labels, message in refused:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            pipeline_of(tmp_path / name)(class_labels=labels)
+
+
 def test_guidance_of_each_image(pipelines: dict[str, Any]) -> None:
     for pipeline in pipelines.values():
 
