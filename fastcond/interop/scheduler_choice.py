@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from fastcond.config import DiffusionConfig
+from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.diffusion import NoiseSchedule, from_diffusers_config, to_diffusers_config
 from fastcond.diffusion.schedulers.config import SETTINGS
 
@@ -21,6 +22,46 @@ _AS_OURS: Mapping[str, Mapping[str, Any]] = {
 }
 _SPACING = {"timestep_spacing": "trailing", "steps_offset": 0}
 _DYNAMIC = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+
+
+def config_of(scheduler: Any) -> Mapping[str, Any]:
+    """A scheduler_config.json's object, with `_class_name`, of what users have at hand.
+
+    Args: scheduler: such an object, a scheduler of diffusers, or its `config`, which names no class where the scheduler was made
+        by hand: then the class is told by its settings.
+    Raises: ValueError for anything else. Whether the class and its settings can be followed is not looked at.
+    """
+    found = getattr(scheduler, "config", None)
+    if not isinstance(scheduler, Mapping) and isinstance(found, Mapping):
+        if not hasattr(scheduler, "step"):  # a `PipelineScheduler`, which is its config
+            return config_of(found)
+        # from_config() keeps what the class does not take, for the next class.
+        taken, name = inspect.signature(type(scheduler).__init__).parameters, type(scheduler).__name__
+        return {"_class_name": name, **{key: _plain(found[key]) for key in found if key in taken}}
+    if not isinstance(scheduler, Mapping):
+        raise ValueError(f"scheduler is {type(scheduler).__name__}; give a scheduler of diffusers, or its config")
+    if "_class_name" in scheduler or "_use_default_values" not in scheduler:
+        return {key: _plain(value) for key, value in scheduler.items()}
+    settings = {key: _plain(value) for key, value in scheduler.items() if not key.startswith("_")}
+    names = [name for name, known in SETTINGS.items() if known.keys() == settings.keys()]
+    if len(names) != 1:
+        raise ValueError("the scheduler's config has no _class_name, and its settings do not tell; give the scheduler itself")
+    return {"_class_name": names[0], **settings}
+
+
+def check_learned_rows(num_timesteps: int, network: UNetConfig) -> None:
+    """Raises: ValueError for a scheduler of more timesteps than the network's learned time embedding has rows."""
+    rows = network.num_timesteps if network.time_embedding == "learned" else None
+    if rows is not None and num_timesteps > rows:
+        raise ValueError(
+            f"num_train_timesteps is {num_timesteps}; the network's learned time embedding has {rows} rows, one a "
+            "timestep, so at most as many are needed"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: trained_betas may be an array."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def scheduler_config(diffusion: DiffusionConfig, scheduler: str | Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastcond import Pipeline, ddim, generate
+from fastcond import Pipeline, generate
 from fastcond.interop import load_diffusers, save_diffusers
 from tests.support.networks import perturb, small_unet
+from tests.support.tiny_runs import write_run
 from tests.tolerances import BF16_MEAN_LEVELS, GRAY_LEVELS
 
 LABELS = [0, 2, 1]
@@ -78,8 +78,14 @@ def test_the_only_call_that_ddpm_pipeline_has(tmp_path: Path, unconditional: Pip
     assert np.array_equal(labelled, pixels(unconditional(batch_size=2, num_inference_steps=2, seed=1)))
 
 
-def test_the_batch_of_one_generator_is_all_of_an_unlabelled_call(unconditional: Pipeline) -> None:
-    """As in diffusers, where batch_size is how many images are drawn, and drawn together."""
+def test_the_batch_of_one_generator_is_all_of_a_call(unconditional: Pipeline, pipeline: Pipeline) -> None:
+    """As in diffusers, where all images are drawn together; without labels batch_size is how many."""
+    labels = [0, 2, 1] * 22
+    drawn = pipeline(labels, generator=torch.Generator().manual_seed(3), num_inference_steps=2)
+    together = generate(pipeline.unet, labels, steps=2, rng=torch.Generator().manual_seed(3), batch_size=66)
+    assert np.array_equal(pixels(drawn), together)
+    cut = pipeline(labels, generator=torch.Generator().manual_seed(3), num_inference_steps=2, batch_size=64)
+    assert not np.array_equal(pixels(cut), together)
     drawn = unconditional(batch_size=70, generator=torch.Generator().manual_seed(3), num_inference_steps=2)
     together = generate(unconditional.unet, [0] * 70, steps=2, rng=torch.Generator().manual_seed(3), batch_size=70)
     assert np.array_equal(pixels(drawn), together)
@@ -123,38 +129,33 @@ def test_parts(pipeline: Pipeline) -> None:
     assert Pipeline(pipeline.unet, sampler="ddim").config["scheduler"] == ("diffusers", "DDIMScheduler")
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"])
-def test_a_scheduler_of_diffusers_is_swapped_in(tmp_path: Path, name: str) -> None:
-    """The line that users of diffusers write; it is saved with the network."""
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
-    own = Pipeline(small_unet(conditioning="bias").eval())
-    own.save_pretrained(tmp_path / "before")
-    pipeline = Pipeline.from_pretrained(tmp_path / "before")
-    scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, timestep_spacing="linspace")
-    before = pixels(pipeline(LABELS, num_inference_steps=6, seed=1))
-    pipeline.scheduler = own.scheduler = scheduler
-    drawn = pixels(pipeline(LABELS, num_inference_steps=6, seed=1))
-    assert not np.array_equal(drawn, before)
-    assert np.abs(drawn - pixels(own(LABELS, num_inference_steps=6, seed=1)).astype(int)).max() <= GRAY_LEVELS
-    pipeline.save_pretrained(tmp_path / "after")
-    assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "after").scheduler).__name__ == name
-    again = Pipeline.from_pretrained(tmp_path / "after")
-    assert np.array_equal(pixels(again(LABELS, num_inference_steps=6, seed=1)), drawn)
-    with pytest.raises(ValueError, match="scheduler is str; give a scheduler of diffusers, or its config"):
-        pipeline.scheduler = "DDIM"
+def test_keywords_that_from_pretrained_does_not_have(tmp_path: Path, pipeline: Pipeline) -> None:
+    pipeline.save_pretrained(tmp_path / "folder")
+    write_run(tmp_path / "run")
+    for source in (tmp_path / "folder", tmp_path / "run"):
+        for unknown in ({"use_safetensors": True}, {"nonsense": None}):
+            with pytest.raises(
+                TypeError, match=f"{next(iter(unknown))}: no such argument; beside device and dtype there are step"
+            ):
+                Pipeline.from_pretrained(source, **unknown)
+    with pytest.raises(ValueError, match="is of a model of diffusers"):
+        Pipeline.from_pretrained(tmp_path / "run", variant="fp16")
+    assert Pipeline.from_pretrained(tmp_path / "folder", null_label=True, timesteps=None).unet.config.has_null_label
 
 
-def test_eta(tmp_path: Path) -> None:
-    """Of our ddim, and of a DDIMScheduler."""
-    own = Pipeline(small_unet(conditioning="bias").eval(), sampler="ddim")
-    own.save_pretrained(tmp_path / "saved")
-    settings: dict[str, Any] = {"num_inference_steps": 5, "seed": 1}
-    for pipeline in (own, Pipeline.from_pretrained(tmp_path / "saved")):
-        plain, none, noisy = (pixels(pipeline(LABELS, **settings, **eta)) for eta in ({}, {"eta": 0.0}, {"eta": 1.0}))
-        assert np.array_equal(plain, none) and not np.array_equal(plain, noisy)
-        assert np.array_equal(noisy, pixels(pipeline(LABELS, **settings, sampler=partial(ddim, eta=1.0))))
-        with pytest.raises(ValueError, match=r"eta is 1.0, a setting of DDIM; leave it out, or use sampler='ddim'"):
-            pipeline(LABELS, **settings, eta=1.0, sampler="ddpm")
+def test_labels_of_other_kinds(pipeline: Pipeline) -> None:
+    settings = {"num_inference_steps": 2, "seed": 1}
+    expected = pixels(pipeline([1], **settings))
+    one = [np.int64(1), np.array(1), torch.tensor(1), [torch.tensor(1)], np.array(["y"]), np.array("y")]
+    row = torch.tensor([[0.0, 1, 0]])
+    one += [row.bfloat16(), row.clone().requires_grad_(), [row[0]], [row[0].numpy()], [row[0].half().requires_grad_()]]
+    for labels in one:
+        assert np.array_equal(pixels(pipeline(labels, **settings)), expected), labels
+    vectors = Pipeline(small_unet(conditioning="label_attention").eval())
+    soft = torch.tensor([[0.5, 0.25, 0.0]])
+    expected = pixels(vectors(soft, **settings))
+    for labels in (soft.bfloat16(), soft.clone().requires_grad_(), soft.numpy(), list(soft)):
+        assert np.array_equal(pixels(vectors(labels, **settings)), expected)
 
 
 def test_a_progress_bar_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +217,9 @@ def test_the_global_generator_repeats_a_call(pipeline: Pipeline) -> None:
             "class_labels mixes rows of 1 numbers, rows of 3 numbers; give single labels, or rows",
         ),
         ({"class_labels": [1, [1, 0, 0]]}, "class_labels mixes single labels, rows of 3 numbers"),
+        ({"class_labels": [np.array([1, 0, 0]), 1]}, "class_labels mixes single labels, rows of 3 numbers"),
+        ({"class_labels": [torch.eye(3)[0], torch.eye(2)[0]]}, "class_labels mixes rows of 2 numbers, rows of 3 numbers"),
+        ({"class_labels": ["x", np.eye(3)[0]]}, "class_labels mixes single labels, rows of 3 numbers"),
     ],
 )
 def test_refusals(pipeline: Pipeline, arguments: dict[str, Any], message: str) -> None:

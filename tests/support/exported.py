@@ -17,7 +17,7 @@ def pipeline_of(folder: Path) -> Any:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     before = dynamic_modules_utils.HF_MODULES_CACHE
-    dynamic_modules_utils.HF_MODULES_CACHE = str(folder.with_name("modules"))
+    dynamic_modules_utils.HF_MODULES_CACHE = str(folder.resolve().with_name("modules"))
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)
     finally:
