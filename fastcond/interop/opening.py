@@ -46,6 +46,8 @@ def open_model(path: str | Path, *, step: int | None = None, device: str | torch
         command = f"python -m fastcond.convert {shlex.quote(str(folder))} FOLDER"
         hint = f"; a checkpoint of guided-diffusion is converted first: {command}" if folder.suffix == ".pt" else ""
         raise ValueError(f"{folder} is a file; name the folder with config.json and weights, such as {folder.parent}{hint}")
+    if (folder / "config.json").is_dir():
+        raise ValueError(f"{folder / 'config.json'} is a folder; a model's config.json is a file")
     if not is_diffusers_folder(folder):
         if folder.is_dir() and not (folder / "config.json").exists():
             raise FileNotFoundError(

@@ -12,6 +12,7 @@ from fastcond.diffusion.schedule import SIGNAL_LEFT
 from fastcond.diffusion.schedulers.config import NAME_OF, SETTINGS
 from fastcond.interop.layout import Layout, names_scheduler
 from fastcond.interop.weights import naming
+from fastcond.messages import shown
 from fastcond.training.run_directory import read_json
 
 SCHEDULER_NAME = "scheduler_config.json"
@@ -125,8 +126,9 @@ def _understood(config: dict[str, Any]) -> tuple[dict[str, Any], NoiseSchedule, 
     if not isinstance(name, str) or name not in _BETAS_OF:
         understood = from_diffusers_config(config)
         return config, understood.schedule, understood.prediction
-    if config.get("use_flow_sigmas", False) is not False:
-        raise ValueError(f"{name} has use_flow_sigmas {config['use_flow_sigmas']!r}; flow matching is no diffusion of this kind")
+    flow = config.get("use_flow_sigmas", False)
+    if flow is not False:
+        raise ValueError(f"{name} has use_flow_sigmas {shown(flow)}; flow matching is no diffusion of this kind")
     base = _BETAS_OF[name]
     betas = {key: config.get(key, SETTINGS[base][key].default) for key in _OF_BETAS if key in SETTINGS[base]}
     understood = from_diffusers_config({"_class_name": base, **betas})

@@ -60,7 +60,7 @@ def test_a_sub_folder_has_its_pipeline_s_scheduler_and_labels(tmp_path: Path) ->
     assert class_names_of(folder / "unet_ema", 3) == ("a", "b", "c")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "unet")
-        assert process(load_diffusers(".")) == process(load_diffusers(".." + "/unet")) == (200, "v")
+        assert process(load_diffusers(".")) == process(load_diffusers("../unet")) == (200, "v")
 
 
 def test_a_model_alone_says_what_is_assumed(tmp_path: Path) -> None:
@@ -134,10 +134,12 @@ def test_the_only_label_mlp_is_found(tmp_path: Path, name: str, inside: bool) ->
 
 def test_of_two_label_mlps_none_is_guessed(tmp_path: Path) -> None:
     folder = save_blog(tmp_path, "better_emb_net.pth")
-    torch.save(label_mlp().state_dict(), tmp_path / "emb_net.pth")
-    with pytest.raises(ValueError, match=r"holds better_emb_net.pth, emb_net.pth; say which .*: --label-mlp FILE"):
+    torch.save(label_mlp().state_dict(), tmp_path / "worse_emb_net.pth")
+    with pytest.raises(ValueError, match=r"holds better_emb_net.pth, worse_emb_net.pth; say which .*: --label-mlp FILE"):
         load_diffusers(folder)
-    assert load_diffusers(folder, label_mlp=tmp_path / "emb_net.pth").config.num_classes == 5
+    assert load_diffusers(folder, label_mlp=tmp_path / "worse_emb_net.pth").config.num_classes == 5
+    torch.save(label_mlp(nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 12)).state_dict(), tmp_path / "emb_net.pth")
+    assert load_diffusers(folder).config.num_classes == 6, "of several, the one without another word in its name"
 
 
 def test_a_label_mlp_for_a_network_without_one_is_refused(tmp_path: Path) -> None:
@@ -158,14 +160,15 @@ def test_the_label_mlp_keeps_its_places(tmp_path: Path) -> None:
 
 
 def test_the_real_label_mlps(tmp_path: Path, shared_data: Path) -> None:
-    """The blog's published files beside a network of its published config, by their own names."""
-    for prefix, hidden, positions in (("", 64, (0, 2)), ("better_", 32, (0, 3))):
-        folder = tmp_path / (prefix or "first")
+    """The blog's published files beside a network of its published config, by their own names, and side by side."""
+    folder, published = tmp_path, (("", 64, (0, 2)), ("better_", 32, (0, 3)))
+    for prefix, *_ in published:
         config = json.loads((shared_data / "blog" / f"{prefix}conditional_unet.config.json").read_text())
         config["block_out_channels"] = [32] * len(config["block_out_channels"])
         network = diffusers.UNet2DConditionModel.from_config(config)
         network.save_pretrained(folder / f"{prefix}conditional_unet.pth")
         (folder / f"{prefix}emb_net.pth").write_bytes((shared_data / "blog" / f"{prefix}emb_net.pth").read_bytes())
+    for prefix, hidden, positions in published:
         model = load_diffusers(folder / f"{prefix}conditional_unet.pth", null_label=True, timesteps=200)
         assert model.config.label_hidden_dim == hidden and model.label_embedding.positions == positions
         assert generate(model, [0, 4], guidance=2.0, steps=2).shape == (2, 16, 16, 3)
