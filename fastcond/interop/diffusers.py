@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def load_diffusers(
     null_label: bool | None = None,
     image_size: tuple[int, int] | None = None,
     variant: str | None = None,
-    scheduler: str | Path | Mapping[str, Any] | None = None,
+    scheduler: Any = None,
     timesteps: int | None = None,
     prediction: str | None = None,
 ) -> ConditionalUNet:
@@ -49,9 +48,9 @@ def load_diffusers(
             which guidance needs; None: as class_labels.json says, else not.
         image_size: (H, W) of what is sampled; None: as the config says.
         variant: of the weights' file, such as "fp16"; None: the file without one, else the only one there is.
-        scheduler: a scheduler_config.json, a folder with one, or its object; None: the one in the folder, in scheduler/ there, or
-            in scheduler/ beside it; else diffusers' DDPM defaults, with as many timesteps as the network was told of, of
-            which a warning tells.
+        scheduler: a scheduler_config.json, a folder with one, its object, or a scheduler of diffusers; None: the one in the
+            folder, in scheduler/ there, or in scheduler/ beside it; else diffusers' DDPM defaults, with as many timesteps as the
+            network was told of, of which a warning tells.
         timesteps, prediction: T, and "eps", "v" or "x_0", in the place of what the scheduler says. With T no warning tells.
     Returns: a `ConditionalUNet`, whose `diffusion` follows the scheduler. Of one whose runs have no counterpart here, such as
         PNDMScheduler, it has betas and prediction.
@@ -105,14 +104,23 @@ def load_diffusers(
     return model
 
 
-def class_names_of(path: str | Path, num_classes: int) -> tuple[str, ...]:
-    """The names in a folder's class_labels.json, by label; numbers where there is none. Raises: ValueError for a broken file."""
+def class_names_of(path: str | Path, num_classes: int, *, null_row: bool = False) -> tuple[str, ...]:
+    """The names in a folder's class_labels.json, by label; numbers where there is none.
+
+    Args: null_row: whether a class table has one row more, which stands for no condition; the file may name it too.
+    Raises: ValueError for a broken file.
+    """
     place = _labels_file(layout_of(path))
     if place is None:
         return tuple(str(label) for label in range(num_classes))
     ids = _read_json(place).get("label2id")
+    if null_row and isinstance(ids, dict):
+        ids = {name: label for name, label in ids.items() if label != num_classes}
     if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(num_classes), key=str):
-        raise ValueError(f"{place}: label2id must name the labels 0 to {num_classes - 1}, each once")
+        raise ValueError(
+            f"{place}: label2id must name the labels 0 to {num_classes - 1}, each once; correct it, or say whether the last row "
+            "of a class table stands for no condition: --null-label, load_diffusers(..., null_label=True or False)"
+        )
     names = tuple(sorted(ids, key=lambda name: ids[name]))
     for name in names:
         if not name.isprintable():

@@ -75,7 +75,9 @@ def open_model(path: str | Path, *, step: int | None = None, device: str | torch
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    names = class_names_of(folder, model.config.num_classes)
+    null_row = model.config.has_null_label and model.config.class_embedding == "table"
+    null_row = null_row and model.config.conditioning != "label_attention"  # whose null label is a row of zeros
+    names = class_names_of(folder, model.config.num_classes, null_row=null_row)
     scheduler = model.diffusion.scheduler or {}
     sampler = "scheduler" if follows(scheduler) else "ddim"
     if sampler != "scheduler":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ def scheduler_config(diffusion: DiffusionConfig, scheduler: str | Mapping[str, A
     """A scheduler_config.json's object for a model.
 
     Args: scheduler: a class of diffusers, or the object itself; None: the one that the model came with, else DDPMScheduler. Of
-        a model that came with one of another class, the spacing and the bounds of x_0 are kept.
+        a model that came with one of another class, the spacing and the bounds of x_0 are kept; of [-1, 1], which Euler does
+        not have, a warning tells.
     Raises: ValueError for a class that is not known, or cannot be told what the model needs.
     """
     if isinstance(scheduler, Mapping):
@@ -57,7 +59,7 @@ def scheduler_config(diffusion: DiffusionConfig, scheduler: str | Mapping[str, A
 
 
 def _bounds_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """How `own` keeps x_0 in bounds, in the words of class `name`; Euler has none."""
+    """How `own` keeps x_0 in bounds, in the words of class `name`. Of Euler, which has none, a warning tells."""
     kept, known = _all_of(own), SETTINGS[name]
     if kept.get("thresholding") and "thresholding" in known:
         return {key: kept[key] for key in _DYNAMIC}
@@ -68,8 +70,14 @@ def _bounds_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
         largest = kept["clip_sample_range"]
     else:
         return off
-    if largest != 1.0 and (kept.get("thresholding") or "clip_sample" not in known) and name != "EulerDiscreteScheduler":
+    if largest != 1.0 and (kept.get("thresholding") or "clip_sample" not in known):
         raise ValueError(f"diffusers' {name} cannot bound x_0 as the model's {own['_class_name']} does, by {largest:g}")
+    if not _AS_OURS[name]:
+        warnings.warn(
+            f"the model's {own['_class_name']} keeps x_0 in [-1, 1], and diffusers' {name} has no bounds: it is written without, "
+            "so images may be brighter or darker",
+            stacklevel=4,
+        )
     clip = {"clip_sample": True, "clip_sample_range": float(largest)}
     return clip if "clip_sample" in known else dict(_AS_OURS[name])
 

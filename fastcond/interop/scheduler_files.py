@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,17 @@ from fastcond.training.run_directory import read_json
 SCHEDULER_NAME = "scheduler_config.json"
 # Schedulers whose runs are not followed, and whose betas are those of a scheduler that is.
 _BETAS_OF = {
-    **dict.fromkeys(
-        (
-            *("DDIMParallelScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"),
-            *("EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler"),
-            "UniPCMultistepScheduler",
-        ),
-        "DDPMScheduler",
-    ),
-    **dict.fromkeys(("KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"), "HeunDiscreteScheduler"),
+    "DDIMParallelScheduler": "DDPMScheduler",
+    "DDPMParallelScheduler": "DDPMScheduler",
+    "DEISMultistepScheduler": "DDPMScheduler",
+    "DPMSolverSinglestepScheduler": "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler": "DDPMScheduler",
+    "KDPM2AncestralDiscreteScheduler": "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler": "DDPMScheduler",
+    "PNDMScheduler": "DDPMScheduler",
+    "SASolverScheduler": "DDPMScheduler",
+    "UniPCMultistepScheduler": "DDPMScheduler",
 }
 _OF_BETAS = (
     "num_train_timesteps",
@@ -43,7 +47,7 @@ _CONSISTENCY = "CMStochasticIterativeScheduler"
 def read_diffusion(
     layout: Layout,
     *,
-    scheduler: str | Path | Mapping[str, Any] | None = None,
+    scheduler: Any = None,
     timesteps: int | None = None,
     prediction: str | None = None,
     rows: int | None = None,
@@ -51,7 +55,8 @@ def read_diffusion(
     """What the network's output means, and warnings: where no file says so, and where the process does not end in noise.
 
     Args:
-        scheduler: a scheduler_config.json, a folder with one, or its object; None: the model's own file, else DDPM's defaults.
+        scheduler: a scheduler_config.json, a folder with one, its object, or a scheduler of diffusers; None: the model's own
+            file, else DDPM's defaults.
         timesteps, prediction: in the place of what that says. rows: of a learned time embedding, one a timestep.
     Raises: FileNotFoundError; ValueError naming the file and what is wrong with it.
     """
@@ -93,10 +98,22 @@ def follows(config: Mapping[str, Any]) -> bool:
     return config.get("_class_name") in SETTINGS
 
 
-def _scheduler_of(layout: Layout, given: str | Path | Mapping[str, Any] | None) -> tuple[Path, Mapping[str, Any] | None]:
+def config_of(scheduler: Any) -> Mapping[str, Any]:
+    """The object of a scheduler_config.json: itself, or of a scheduler of diffusers. Raises: ValueError for another thing."""
+    if isinstance(scheduler, Mapping):
+        return scheduler
+    found = getattr(scheduler, "config", None)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"scheduler is {shown(scheduler)}; give a scheduler of diffusers, or its config")
+    # Made from another's config, it keeps what its own class does not know.
+    taken = inspect.signature(type(scheduler).__init__).parameters
+    return {"_class_name": type(scheduler).__name__, **{key: found[key] for key in found if key in taken}}
+
+
+def _scheduler_of(layout: Layout, given: Any) -> tuple[Path, Mapping[str, Any] | None]:
     """What errors name, and the scheduler's object, or None where there is none."""
-    if isinstance(given, Mapping):
-        return Path("scheduler"), given
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        return Path("scheduler"), config_of(given)
     if given is not None:
         path = Path(given)
         places = [path] if not path.is_dir() else [path / SCHEDULER_NAME, path / "scheduler" / SCHEDULER_NAME]
@@ -135,4 +152,4 @@ def _understood(config: dict[str, Any]) -> tuple[dict[str, Any], NoiseSchedule, 
     return {**betas, **config}, understood.schedule, understood.prediction
 
 
-__all__ = ["SCHEDULER_NAME", "follows", "read_diffusion"]
+__all__ = ["SCHEDULER_NAME", "config_of", "follows", "read_diffusion"]

@@ -82,6 +82,15 @@ def test_a_scheduler_is_given_by_path_or_object(tmp_path: Path) -> None:
     file = folder / "scheduler" / "scheduler_config.json"
     for given in (folder, folder / "scheduler", file, json.loads(file.read_text())):
         assert process(load_diffusers(tmp_path / "alone", scheduler=given)) == (200, "v")
+    theirs = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
+    model = load_diffusers(tmp_path / "alone", scheduler=theirs)
+    assert process(model) == (200, "v") and model.diffusion.scheduler["_class_name"] == "DDIMScheduler"
+    plain = diffusers.DDIMScheduler(num_train_timesteps=200, prediction_type="v_prediction").config
+    for given in ({**plain, "_class_name": "DDIMScheduler"}, diffusers.PNDMScheduler.from_config(theirs.config)):
+        assert process(load_diffusers(tmp_path / "alone", scheduler=given)) == (200, "v")
+    for given in (7, object):
+        with pytest.raises(ValueError, match=r"scheduler is .*; give a scheduler of diffusers, or its config"):
+            load_diffusers(folder, scheduler=given)
     assert process(load_diffusers(folder, prediction="x_0", timesteps=300)) == (300, "x_0")
     assert process(load_diffusers(folder, scheduler={"_class_name": "DDIMScheduler"})) == (1000, "eps")
     with pytest.raises(FileNotFoundError, match=r"nowhere is missing; name a scheduler_config.json or a folder with one"):
@@ -116,6 +125,29 @@ def test_a_null_label_that_is_not_the_last_row_is_refused(tmp_path: Path, null: 
         load_diffusers(tmp_path)
     assert load_diffusers(tmp_path, null_label=True).config.has_null_label, "what is said counts for more than the file"
     assert load_diffusers(tmp_path, null_label=False).config.num_classes == 4
+
+
+@pytest.mark.parametrize("null", [None, 3])
+def test_a_name_for_the_null_row(tmp_path: Path, null: int | None) -> None:
+    """Where the last row is said to stand for no condition, its name is no class's; nothing else is cut."""
+    plain_network().save_pretrained(tmp_path)
+    named = {"a": 0, "nothing": 3, "b": 1, "c": 2}
+    (tmp_path / "class_labels.json").write_text(json.dumps({"label2id": named, "null_class_id": null}))
+    opened = open_model(tmp_path, null_label=True)
+    assert opened.class_names == ("a", "b", "c") and opened.knows_null_label
+    assert open_model(tmp_path, null_label=False).class_names == ("a", "b", "c", "nothing")
+    del named["nothing"]
+    (tmp_path / "class_labels.json").write_text(json.dumps({"label2id": named, "null_class_id": null}))
+    assert open_model(tmp_path, null_label=True).class_names == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"must name the labels 0 to 3, each once; correct it, or say .*: --null-label"):
+        open_model(tmp_path, null_label=False)
+
+
+def test_a_label_mlp_has_no_null_row(tmp_path: Path) -> None:
+    folder = save_blog(tmp_path, "emb_net.pth")
+    (folder / "class_labels.json").write_text(json.dumps({"label2id": {name: label for label, name in enumerate("abcdef")}}))
+    with pytest.raises(ValueError, match="label2id must name the labels 0 to 4, each once"):
+        open_model(folder, null_label=True)
 
 
 def test_a_null_label_without_a_table_is_refused(tmp_path: Path) -> None:
