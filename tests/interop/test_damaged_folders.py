@@ -183,19 +183,17 @@ SCHEDULER_NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("value", [LARGE, -LARGE], ids=["large", "-large"])
+@pytest.mark.parametrize("value", [LARGE, -LARGE, 1e39, -1e39], ids=["1e400", "-1e400", "1e39", "-1e39"])
 @pytest.mark.parametrize(("name", "key"), SCHEDULER_NUMBERS)
 def test_numbers_that_no_float_is(tmp_path: Path, name: str, key: str, value: int) -> None:
     plain_network().save_pretrained(tmp_path)
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": name, key: value}))
-    with pytest.raises(ValueError, match=rf"scheduler_config.json: {name} has {key} -?10+\.\.\.; a number") as caught:
+    with pytest.raises(ValueError, match=rf"scheduler_config.json: {name} has {key} -?1(0+\.\.\.|e\+39); a number") as caught:
         load_diffusers(tmp_path)
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize(
-    "settings", [{"rho": 1e-3}, {"rho": 1e-300}, {"sigma_max": 1e308, "sigma_schedule": "exponential"}], ids=str
-)
+@pytest.mark.parametrize("settings", [{"rho": 1e-3}, {"rho": 1e-300}, {"rho": 1e-3, "sigma_max": 1e30}], ids=str)
 def test_noise_levels_that_no_float_is(tmp_path: Path, settings: dict[str, Any]) -> None:
     plain_network().save_pretrained(tmp_path)
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "EDMEulerScheduler", **settings}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,8 @@ class Setting:
     problem: Callable[[Any], str | None]
 
 
-# JSON has whole numbers of any size, of which no float can be made.
-_LARGEST = sys.float_info.max
+# Of float32, which a sampler's numbers are in the end. JSON has whole numbers of any size, of which no float can be made.
+_LARGEST = (2 - 2**-23) * 2.0**127
 
 
 def _is_number(value: Any) -> bool:
