@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastcond.config import PREDICTIONS
+from fastcond.messages import printable, shown
 
 if TYPE_CHECKING:
     import torch
+
+_LARGEST = 2**31 - 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,7 +41,7 @@ def run(main: Callable[[argparse.Namespace], int], parser: Parser, arguments: Se
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     with importing(parser.prog):
         options = parser.parse_args(arguments)
-    warnings.formatwarning = lambda message, *_, **__: f"{parser.prog}: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{parser.prog}: warning: {printable(str(message))}\n"
     try:
         return main(options)
     except KeyboardInterrupt as stop:
@@ -79,8 +82,7 @@ def _user_message(error: Exception) -> str | None:
     # PyTorch has an error of its own for a GPU; its allocator on a CPU raises a plain RuntimeError.
     torch = sys.modules.get("torch")
     kinds = MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)
-    out_of_memory = isinstance(error, kinds) or "can't allocate memory" in str(error)
-    if out_of_memory or isinstance(error, OverflowError):
+    if isinstance(error, kinds) or "can't allocate memory" in str(error):
         return f"out of memory ({_one_line(error)}); use a smaller --batch-size, --n or --size"
     return _one_line(error) if isinstance(error, ValueError | OSError) else None
 
@@ -107,9 +109,9 @@ def choose_device(name: str) -> torch.device:
 
 def image_size(text: str) -> tuple[int, int]:
     """argparse type: "16" or "16x24" (height x width)."""
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,8})(?:x(\d{1,8}))?", text)
     if match is None or int(match[1]) == 0 or match[2] == "0":
-        raise argparse.ArgumentTypeError(f"{text!r} is no image size; give 16 or 16x24 (height x width)")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no image size; give 16 or 16x24 (height x width)")
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -137,10 +139,13 @@ def word(text: str) -> str:
 
 
 def whole_number(text: str) -> int:
-    """argparse type: an integer of at least 1; underscores may group its digits."""
-    if re.fullmatch(r"\d[\d_]*", text) is None or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+    """argparse type: an integer from 1 to 2^31 - 1; underscores may group its digits."""
+    digits = text.replace("_", "").lstrip("0")
+    if re.fullmatch(r"\d[\d_]*", text) is None or not digits:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number of at least 1")
+    if len(digits) > 10 or int(digits) > _LARGEST:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is too large; at most {_LARGEST} is possible")
+    return int(digits)
 
 
 def add_model_flags(parser: Parser) -> None:
@@ -180,5 +185,5 @@ def seed_number(text: str) -> int:
 def _one_line(error: BaseException) -> str:
     """An error's message on one line; an OSError with its file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(" ".join(str(error).split())) or type(error).__name__

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from fastcond.image_path import check_image_path
+from fastcond.messages import shown
 from fastcond.network_bounds import check_bounds, require
 
 Conditioning = Literal["adagn", "scale_shift", "bias", "label_attention"]
@@ -39,7 +40,7 @@ C = TypeVar("C")
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    require(value in choices, f"{name} is {shown(value)}; choose one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ class UNetConfig:
         self._check_blocks()
         require(
             height >= factor and width >= factor and height % factor == 0 and width % factor == 0,
-            f"image size {height}x{width} does not fit a network of {len(self.block_out_channels)} levels: height and width must "
-            f"be multiples of {factor}; use --size {_round_up(height, factor)}x{_round_up(width, factor)} or another --preset",
+            f"image size {shown(height)}x{shown(width)} does not fit a network of {len(self.block_out_channels)} levels: height "
+            f"and width must be multiples of {factor}; use --size {_round_up(height, factor)}x{_round_up(width, factor)} or "
+            "another --preset",
         )
         for level, channels in enumerate(self.block_out_channels):
             last = level == len(self.block_out_channels) - 1
@@ -154,10 +156,10 @@ class UNetConfig:
             require(types is None or len(types) == levels, f"{name} has {len(types or ())} entries for {levels} levels")
             for block in types or ():
                 _require_choice(name, block, known)
-        require(self.resample_up is None or self.resample_up in RESAMPLERS, f"resample_up is {self.resample_up!r}")
+        require(self.resample_up is None or self.resample_up in RESAMPLERS, f"resample_up is {shown(self.resample_up)}")
         _require_choice("time_embedding", self.time_embedding, TIME_EMBEDDINGS)
         _require_choice("class_embedding", self.class_embedding, CLASS_EMBEDDINGS)
-        require(self.downsample_padding in (0, 1), f"downsample_padding is {self.downsample_padding}; choose 0 or 1")
+        require(self.downsample_padding in (0, 1), f"downsample_padding is {shown(self.downsample_padding)}; choose 0 or 1")
         rows_known = self.time_embedding != "learned" or self.num_timesteps is not None
         require(rows_known, "a learned time embedding has one row a timestep; give num_timesteps")
         of_label = self.conditioning == "label_attention"
@@ -359,7 +361,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     require(isinstance(values, Mapping), f"{where or 'config'} is not an object of named values")
     for key in values:
-        require(key in fields, f"unknown key {key!r} in {where or kind.__name__}")
+        require(key in fields, f"unknown key {shown(key)} in {where or kind.__name__}")
     arguments: dict[str, Any] = {}
     for name, spec in fields.items():
         if name not in values:
@@ -370,7 +372,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
         if kind is RunConfig:
             value = from_dict(nested[name], value, name)
         value = tuple(value) if isinstance(value, list) else value
-        require(_fits(value, hints[name]), f"{name} in {where or kind.__name__} is {value!r}, a value of another type")
+        require(_fits(value, hints[name]), f"{name} in {where or kind.__name__} is {shown(value)}, a value of another type")
         arguments[name] = value
     return kind(**arguments)
 

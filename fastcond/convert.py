@@ -59,8 +59,8 @@ def main(options: argparse.Namespace) -> int:
             given["image_size"] = given.pop("size")
         if "timesteps" in of_diffusers:
             given["num_timesteps"] = of_diffusers.pop("timesteps")
-        for name in of_diffusers:
-            flag = name.replace("_", "-")
+        if of_diffusers:
+            flag = next(iter(of_diffusers)).replace("_", "-")
             raise ValueError(f"--{flag} is of a model of diffusers; {options.source} is a file, so leave it out")
         model, class_names = load_guided_diffusion(options.source, **given), None
     else:

@@ -72,7 +72,11 @@ def choose_labels(
 def draw(options: argparse.Namespace) -> int:
     """Draw what the flags ask for, into a folder. Returns the exit code."""
     settings, device = model_settings(options), choose_device(options.device)
-    loaded = open_model(options.run, step=options.checkpoint, device=device, **settings)
+    # Of a run of ours, all is known: what is said is of the guide, if that is of diffusers.
+    of_guide = (
+        options.guide is not None and not is_diffusers_folder(Path(options.run)) and is_diffusers_folder(Path(options.guide))
+    )
+    loaded = open_model(options.run, step=options.checkpoint, device=device, **({} if of_guide else settings))
     network, chosen = loaded.model.config, options.sampler or loaded.sampler
     guide = _open_guide(options, loaded, device, settings)
     if network.class_embedding == "identity":
@@ -198,7 +202,8 @@ def draw(options: argparse.Namespace) -> int:
 def _open_guide(options: argparse.Namespace, loaded: Opened, device: torch.device, settings: Mapping[str, Any]) -> Opened | None:
     """The model that --guide names, if any.
 
-    One of diffusers answers to the same labels under the same schedule; its files are its own.
+    One of diffusers answers to the same labels under the same schedule as a model of diffusers; its files are its own. Beside a
+    run of ours, the settings are all of the guide.
 
     Raises: ValueError for one that would guide nowhere, since its weights are the model's own, or answers to other labels.
     """
@@ -211,8 +216,11 @@ def _open_guide(options: argparse.Namespace, loaded: Opened, device: torch.devic
     of_diffusers = is_diffusers_folder(Path(options.guide))
     if options.guide_checkpoint is not None and of_diffusers:
         raise ValueError(f"{options.guide} is a folder of diffusers, which has no checkpoints; leave out --guide-checkpoint")
-    same = ("null_label", "timesteps", "prediction") if of_diffusers else ()
-    told = {name: value for name, value in settings.items() if name in same}
+    told: Mapping[str, Any] = {}
+    if of_diffusers:
+        beside_run = not is_diffusers_folder(Path(options.run))
+        same = ("null_label", "timesteps", "prediction")
+        told = settings if beside_run else {name: value for name, value in settings.items() if name in same}
     guide = open_model(options.guide, step=options.guide_checkpoint, device=device, **told)
     ours, theirs = loaded.model.state_dict(), guide.model.state_dict()
     if ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours):

@@ -14,9 +14,10 @@ LONGEST_FILE = 400
 DEVICE_BRANCH = re.compile(r"\.is_cuda\b|\.is_cpu\b|\bdevice\.type\s*(==|!=|in\b)|\bdevice_type\s*(==|!=)")
 # Who may import what, beyond the standard library and its own folder.
 ALLOWED_IMPORTS = {
+    "messages.py": set(),
     "image_path.py": set(),
-    "network_bounds.py": set(),
-    "config.py": {"fastcond.image_path", "fastcond.network_bounds"},
+    "network_bounds.py": {"fastcond.messages"},
+    "config.py": {"fastcond.image_path", "fastcond.messages", "fastcond.network_bounds"},
     "ops": {"torch", "triton"},
 }
 

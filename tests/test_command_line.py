@@ -111,7 +111,6 @@ def test_errors_are_one_line_and_debug_shows_the_traceback(capsys: pytest.Captur
     "error",
     [
         MemoryError("cannot allocate"),
-        OverflowError("too large"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
     ],
 )
@@ -128,12 +127,32 @@ def test_flags_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
         sample.build_parser().parse_args(["--lab", "1"])
 
 
-def test_a_programming_error_is_not_hidden() -> None:
+@pytest.mark.parametrize("error", [KeyError("a bug"), OverflowError("too large")])
+def test_a_programming_error_is_not_hidden(error: Exception) -> None:
     def fail(options: argparse.Namespace) -> int:
-        raise KeyError("a bug")
+        raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         run(fail, Parser(prog="tool"), [])
+
+
+@pytest.mark.parametrize("number", ["2147483648", "1" + "0" * 30, "9" * 5000])
+@pytest.mark.parametrize("flag", ["--n", "--steps", "--batch-size"])
+def test_numbers_that_no_array_has_are_one_short_line(capsys: pytest.CaptureFixture[str], flag: str, number: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        sample.build_parser().parse_args(["--run", "x", "--label", "0", flag, number])
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and len(lines[0]) < 300
+    assert f"argument {flag}: " in lines[0] and "is too large; at most 2147483647 is possible" in lines[0]
+    assert sample.build_parser().parse_args(["--run", "x", "--label", "0", "--n", "00_2147_483_647"]).n == 2**31 - 1
+
+
+def test_what_a_terminal_obeys_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(options: argparse.Namespace) -> int:
+        raise ValueError("a\x1b[2J\nb\x07 é")
+
+    assert run(fail, Parser(prog="tool"), []) == 2
+    assert capsys.readouterr().err == "tool: error: a\\x1b[2J b\\x07 é\n"
 
 
 def test_a_file_is_named_with_what_went_wrong(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastcond.data.labels import as_labels
 
-_SOME = 1000
+_MOST_READ = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class LabelledImages:
         if self.labels.ndim == 1:
             labels = np.arange(min(most, self.num_classes))
             return labels, self.class_names[: len(labels)]
-        some = self.labels[:_SOME]
+        some = self.labels[:_MOST_READ]
         rows = some[np.sort(np.unique(some, axis=0, return_index=True)[1])[:most]]
         return rows, tuple(self._name(row) for row in rows)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
 from fastcond.interop.unet2d_condition_config import label_unet_config
 from fastcond.interop.unet2d_config import CLASS, unet_config
 from fastcond.interop.weights import build, naming, read_folder
+from fastcond.messages import shown
 from fastcond.nn import ConditionalUNet
 from fastcond.training.run_directory import read_json
 
@@ -32,7 +32,7 @@ def load_diffusers(
     null_label: bool | None = None,
     image_size: tuple[int, int] | None = None,
     variant: str | None = None,
-    scheduler: str | Path | Mapping[str, Any] | None = None,
+    scheduler: Any = None,
     timesteps: int | None = None,
     prediction: str | None = None,
 ) -> ConditionalUNet:
@@ -42,14 +42,15 @@ def load_diffusers(
         path: a folder with config.json and weights, or a pipeline's with model_index.json, unet/ and scheduler/, or with the
             files of these two in the folder itself, or a sub-folder of a pipeline, such as its unet_ema/.
         label_mlp: of a `UNet2DConditionModel`, the file of the MLP that makes a token of a one-hot label; None:
-            emb_net.safetensors, .pth or .pt, or the only file whose name ends so, in the folder or beside it.
+            emb_net.safetensors, .pth or .pt, or the only file whose name ends so, in the folder or beside it; of
+            better_conditional_unet.pth, better_emb_net comes first.
         null_label: whether the last row of the class-embedding table (of the MLP: a row of zeros) stands for "no condition",
             which guidance needs; None: as class_labels.json says, else not.
         image_size: (H, W) of what is sampled; None: as the config says.
         variant: of the weights' file, such as "fp16"; None: the file without one, else the only one there is.
-        scheduler: a scheduler_config.json, a folder with one, or its object; None: the one in the folder, in scheduler/ there, or
-            in scheduler/ beside it; else diffusers' DDPM defaults, with as many timesteps as the network was told of, of
-            which a warning tells.
+        scheduler: a scheduler_config.json, a folder with one, its object, or a scheduler of diffusers; None: the one in the
+            folder, in scheduler/ there, or in scheduler/ beside it; else diffusers' DDPM defaults, with as many timesteps as the
+            network was told of, of which a warning tells.
         timesteps, prediction: T, and "eps", "v" or "x_0", in the place of what the scheduler says. With T no warning tells.
     Returns: a `ConditionalUNet`, whose `diffusion` follows the scheduler. Of one whose runs have no counterpart here, such as
         PNDMScheduler, it has betas and prediction.
@@ -96,21 +97,35 @@ def load_diffusers(
     if positions is not None:
         model.label_embedding.positions = positions
     # Only now: of what is refused, one line tells.
-    notes += [f"{latents}; what is drawn from {folder} are no images" for latents in (_of_latents(layout),) if latents]
+    if latents := _of_latents(layout):
+        notes.append(f"{latents}; what is drawn from {folder} are no images")
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return model
 
 
-def class_names_of(path: str | Path, num_classes: int) -> tuple[str, ...]:
-    """The names in a folder's class_labels.json, by label; numbers where there is none. Raises: ValueError for a broken file."""
+def class_names_of(path: str | Path, num_classes: int, *, null_row: bool = False) -> tuple[str, ...]:
+    """The names in a folder's class_labels.json, by label; numbers where there is none.
+
+    Args: null_row: whether a class table has one row more, which stands for no condition; the file may name it too.
+    Raises: ValueError for a broken file.
+    """
     place = _labels_file(layout_of(path))
     if place is None:
         return tuple(str(label) for label in range(num_classes))
     ids = _read_json(place).get("label2id")
+    if null_row and isinstance(ids, dict):
+        ids = {name: label for name, label in ids.items() if label != num_classes}
     if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(range(num_classes), key=str):
-        raise ValueError(f"{place}: label2id must name the labels 0 to {num_classes - 1}, each once")
-    return tuple(sorted(ids, key=lambda name: ids[name]))
+        raise ValueError(
+            f"{place}: label2id must name the labels 0 to {num_classes - 1}, each once; correct it, or say whether the last row "
+            "of a class table stands for no condition: --null-label, load_diffusers(..., null_label=True or False)"
+        )
+    names = tuple(sorted(ids, key=lambda name: ids[name]))
+    for name in names:
+        if not name.isprintable():
+            raise ValueError(f"{place}: label2id names a class {shown(name)}, with characters that cannot be printed; rename it")
+    return names
 
 
 def _labels_file(layout: Layout) -> Path | None:
@@ -129,8 +144,8 @@ def _check_null_label(place: Path, null: Any, network: UNetConfig) -> None:
     last = network.null_label
     if type(null) is not int or null != last:
         raise ValueError(
-            f"{place} says null_class_id {null!r}; only {last} can stand for no condition here, the last row of the class table "
-            "(of a label MLP, a row of zeros): correct it, put that row last, or say null to draw without guidance"
+            f"{place} says null_class_id {shown(null)}; only {last} can stand for no condition here, the last row of the class "
+            "table (of a label MLP, a row of zeros): correct it, put that row last, or say null to draw without guidance"
         )
 
 
@@ -141,6 +156,8 @@ def _of_latents(layout: Layout) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; a model's {path.name} is a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the folder is not one of diffusers, or not whole")
     return read_json(path, remedy="")

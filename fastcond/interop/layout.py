@@ -39,7 +39,7 @@ class Layout:
 
 
 def layout_of(path: str | Path) -> Layout:
-    """Raises: FileNotFoundError for what is no folder."""
+    """The parts of a model that lies in a folder, by which files are there. Raises: FileNotFoundError for what is no folder."""
     named = Path(path)
     if not named.is_dir():
         raise FileNotFoundError(f"{named} is not a folder")

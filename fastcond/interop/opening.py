@@ -46,6 +46,8 @@ def open_model(path: str | Path, *, step: int | None = None, device: str | torch
         command = f"python -m fastcond.convert {shlex.quote(str(folder))} FOLDER"
         hint = f"; a checkpoint of guided-diffusion is converted first: {command}" if folder.suffix == ".pt" else ""
         raise ValueError(f"{folder} is a file; name the folder with config.json and weights, such as {folder.parent}{hint}")
+    if (folder / "config.json").is_dir():
+        raise ValueError(f"{folder / 'config.json'} is a folder; a model's config.json is a file")
     if not is_diffusers_folder(folder):
         if folder.is_dir() and not (folder / "config.json").exists():
             raise FileNotFoundError(
@@ -73,7 +75,9 @@ def open_model(path: str | Path, *, step: int | None = None, device: str | torch
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    names = class_names_of(folder, model.config.num_classes)
+    null_row = model.config.has_null_label and model.config.class_embedding == "table"
+    null_row = null_row and model.config.conditioning != "label_attention"  # whose null label is a row of zeros
+    names = class_names_of(folder, model.config.num_classes, null_row=null_row)
     scheduler = model.diffusion.scheduler or {}
     sampler = "scheduler" if follows(scheduler) else "ddim"
     if sampler != "scheduler":

@@ -138,7 +138,9 @@ class Pipeline:
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
         config = config_of(scheduler)
-        check_learned_rows(from_diffusers_config(config).schedule.num_timesteps, self.unet.config)
+        network = self.unet.config
+        rows = network.num_timesteps if network.time_embedding == "learned" else None
+        check_learned_rows(from_diffusers_config(config).schedule.num_timesteps, rows)
         self._scheduler, self.sampler = config, OWN_SCHEDULER
 
     @property

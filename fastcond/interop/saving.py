@@ -19,6 +19,7 @@ from fastcond.interop.scheduler_choice import scheduler_config
 from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
 from fastcond.interop.unet2d_condition_config import label_unet_config, unet2d_condition_config
 from fastcond.interop.unet2d_config import CLASS, unet2d_config, unet_config
+from fastcond.messages import shown
 from fastcond.nn import ConditionalUNet
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -41,7 +42,7 @@ def save_diffusers(
     Args:
         model: one that diffusers can express: conditioning "bias", "scale_shift" or "label_attention", whose label MLP goes
             into unet/emb_net.safetensors as the Sequential(Linear, GELU, Linear) that it is. Weights keep their dtype.
-        path: a folder that does not exist yet, or is empty. class_names: K of them; None: the labels as numbers.
+        path: a folder that does not exist yet, or is empty. class_names: K of them, all different; None: the labels as numbers.
         scheduler: the class of diffusers that samples with it, or all of a scheduler_config.json; None: the scheduler that the
             model came with, else DDPMScheduler. A class starts at timestep T - 1 and clamps x_0, as our samplers do; where the
             model came with a scheduler of another class, with that one's spacing and bounds.
@@ -50,9 +51,14 @@ def save_diffusers(
     folder, config = Path(path), model.config
     label_attention = config.conditioning == "label_attention"
     described = _described(config)
-    names = [str(label) for label in range(config.num_classes)] if class_names is None else list(class_names)
+    names = [str(name) for name in (range(config.num_classes) if class_names is None else class_names)]
     if len(names) != config.num_classes:
         raise ValueError(f"there are {len(names)} class names for {config.num_classes} classes")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"class_names has {shown(name)} {names.count(name)} times; each class needs a name of its own")
+        if not name.isprintable():
+            raise ValueError(f"class_names has {shown(name)}, with characters that cannot be printed")
     described_scheduler = scheduler_config(model.diffusion, scheduler)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} already exists and is not empty; choose another place")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from fastcond.config import DiffusionConfig, UNetConfig
+from fastcond.config import DiffusionConfig
 from fastcond.diffusion import NoiseSchedule, from_diffusers_config, to_diffusers_config
 from fastcond.diffusion.schedulers.config import SETTINGS
 
@@ -49,9 +50,8 @@ def config_of(scheduler: Any) -> Mapping[str, Any]:
     return {"_class_name": names[0], **settings}
 
 
-def check_learned_rows(num_timesteps: int, network: UNetConfig) -> None:
-    """Raises: ValueError for a scheduler of more timesteps than the network's learned time embedding has rows."""
-    rows = network.num_timesteps if network.time_embedding == "learned" else None
+def check_learned_rows(num_timesteps: int, rows: int | None) -> None:
+    """Raises: ValueError for a scheduler of more timesteps than a learned time embedding has rows; None: there is none."""
     if rows is not None and num_timesteps > rows:
         raise ValueError(
             f"num_train_timesteps is {num_timesteps}; the network's learned time embedding has {rows} rows, one a "
@@ -68,7 +68,8 @@ def scheduler_config(diffusion: DiffusionConfig, scheduler: str | Mapping[str, A
     """A scheduler_config.json's object for a model.
 
     Args: scheduler: a class of diffusers, or the object itself; None: the one that the model came with, else DDPMScheduler. Of
-        a model that came with one of another class, the spacing and the bounds of x_0 are kept.
+        a model that came with one of another class, the spacing and the bounds of x_0 are kept; of [-1, 1], which Euler does
+        not have, a warning tells.
     Raises: ValueError for a class that is not known, or cannot be told what the model needs.
     """
     if isinstance(scheduler, Mapping):
@@ -98,7 +99,7 @@ def scheduler_config(diffusion: DiffusionConfig, scheduler: str | Mapping[str, A
 
 
 def _bounds_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """How `own` keeps x_0 in bounds, in the words of class `name`; Euler has none."""
+    """How `own` keeps x_0 in bounds, in the words of class `name`. Of Euler, which has none, a warning tells."""
     kept, known = _all_of(own), SETTINGS[name]
     if kept.get("thresholding") and "thresholding" in known:
         return {key: kept[key] for key in _DYNAMIC}
@@ -109,8 +110,14 @@ def _bounds_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
         largest = kept["clip_sample_range"]
     else:
         return off
-    if largest != 1.0 and (kept.get("thresholding") or "clip_sample" not in known) and name != "EulerDiscreteScheduler":
+    if largest != 1.0 and (kept.get("thresholding") or "clip_sample" not in known):
         raise ValueError(f"diffusers' {name} cannot bound x_0 as the model's {own['_class_name']} does, by {largest:g}")
+    if not _AS_OURS[name]:
+        warnings.warn(
+            f"the model's {own['_class_name']} keeps x_0 in [-1, 1], and diffusers' {name} has no bounds: it is written without, "
+            "so images may be brighter or darker",
+            stacklevel=4,
+        )
     clip = {"clip_sample": True, "clip_sample_range": float(largest)}
     return clip if "clip_sample" in known else dict(_AS_OURS[name])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,25 @@ from fastcond.diffusion import NoiseSchedule, from_diffusers_config
 from fastcond.diffusion.schedule import SIGNAL_LEFT
 from fastcond.diffusion.schedulers.config import NAME_OF, SETTINGS
 from fastcond.interop.layout import Layout, names_scheduler
+from fastcond.interop.scheduler_choice import check_learned_rows, config_of
 from fastcond.interop.weights import naming
+from fastcond.messages import shown
 from fastcond.training.run_directory import read_json
 
 SCHEDULER_NAME = "scheduler_config.json"
 # Schedulers whose runs are not followed, and whose betas are those of a scheduler that is.
 _BETAS_OF = {
-    **dict.fromkeys(
-        (
-            *("DDIMParallelScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"),
-            *("EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler"),
-            "UniPCMultistepScheduler",
-        ),
-        "DDPMScheduler",
-    ),
-    **dict.fromkeys(("KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"), "HeunDiscreteScheduler"),
+    "DDIMParallelScheduler": "DDPMScheduler",
+    "DDPMParallelScheduler": "DDPMScheduler",
+    "DEISMultistepScheduler": "DDPMScheduler",
+    "DPMSolverSinglestepScheduler": "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler": "DDPMScheduler",
+    "KDPM2AncestralDiscreteScheduler": "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler": "DDPMScheduler",
+    "PNDMScheduler": "DDPMScheduler",
+    "SASolverScheduler": "DDPMScheduler",
+    "UniPCMultistepScheduler": "DDPMScheduler",
 }
 _OF_BETAS = (
     "num_train_timesteps",
@@ -42,7 +47,7 @@ _CONSISTENCY = "CMStochasticIterativeScheduler"
 def read_diffusion(
     layout: Layout,
     *,
-    scheduler: str | Path | Mapping[str, Any] | None = None,
+    scheduler: Any = None,
     timesteps: int | None = None,
     prediction: str | None = None,
     rows: int | None = None,
@@ -50,7 +55,8 @@ def read_diffusion(
     """What the network's output means, and warnings: where no file says so, and where the process does not end in noise.
 
     Args:
-        scheduler: a scheduler_config.json, a folder with one, or its object; None: the model's own file, else DDPM's defaults.
+        scheduler: a scheduler_config.json, a folder with one, its object, or a scheduler of diffusers; None: the model's own
+            file, else DDPM's defaults.
         timesteps, prediction: in the place of what that says. rows: of a learned time embedding, one a timestep.
     Raises: FileNotFoundError; ValueError naming the file and what is wrong with it.
     """
@@ -65,11 +71,7 @@ def read_diffusion(
         config["prediction_type"] = NAME_OF[prediction]  # type: ignore[index]
     with naming(place):
         config, schedule, meant = _understood(config)
-        if rows is not None and schedule.num_timesteps > rows:
-            raise ValueError(
-                f"num_train_timesteps is {schedule.num_timesteps}; the network's learned time embedding has {rows} rows, one a "
-                "timestep, so at most as many are needed"
-            )
+        check_learned_rows(schedule.num_timesteps, rows)
     notes = []
     if found is None and timesteps is None:
         notes.append(
@@ -92,10 +94,10 @@ def follows(config: Mapping[str, Any]) -> bool:
     return config.get("_class_name") in SETTINGS
 
 
-def _scheduler_of(layout: Layout, given: str | Path | Mapping[str, Any] | None) -> tuple[Path, Mapping[str, Any] | None]:
+def _scheduler_of(layout: Layout, given: Any) -> tuple[Path, Mapping[str, Any] | None]:
     """What errors name, and the scheduler's object, or None where there is none."""
-    if isinstance(given, Mapping):
-        return Path("scheduler"), given
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        return Path("scheduler"), config_of(given)
     if given is not None:
         path = Path(given)
         places = [path] if not path.is_dir() else [path / SCHEDULER_NAME, path / "scheduler" / SCHEDULER_NAME]
@@ -125,8 +127,9 @@ def _understood(config: dict[str, Any]) -> tuple[dict[str, Any], NoiseSchedule, 
     if not isinstance(name, str) or name not in _BETAS_OF:
         understood = from_diffusers_config(config)
         return config, understood.schedule, understood.prediction
-    if config.get("use_flow_sigmas", False) is not False:
-        raise ValueError(f"{name} has use_flow_sigmas {config['use_flow_sigmas']!r}; flow matching is no diffusion of this kind")
+    flow = config.get("use_flow_sigmas", False)
+    if flow is not False:
+        raise ValueError(f"{name} has use_flow_sigmas {shown(flow)}; flow matching is no diffusion of this kind")
     base = _BETAS_OF[name]
     betas = {key: config.get(key, SETTINGS[base][key].default) for key in _OF_BETAS if key in SETTINGS[base]}
     understood = from_diffusers_config({"_class_name": base, **betas})

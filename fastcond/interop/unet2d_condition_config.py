@@ -7,6 +7,8 @@ from typing import Any
 
 from fastcond.config import UNetConfig, from_dict
 from fastcond.interop.unet2d_config import down_types, shared_settings, up_types
+from fastcond.messages import shown
+from fastcond.network_bounds import check_sizes
 
 CLASS = "UNet2DConditionModel"
 
@@ -77,24 +79,29 @@ def label_unet_config(
     Raises: ValueError naming the key whose value has no counterpart here, and the value.
     """
     if config.get("_class_name", CLASS) != CLASS:
-        raise ValueError(f"_class_name is {config['_class_name']!r}; a config of {CLASS} is needed")
+        raise ValueError(f"_class_name is {shown(config['_class_name'])}; a config of {CLASS} is needed")
     found = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
     if found["encoder_hid_dim"] is not None and found["encoder_hid_dim_type"] is None:
         found["encoder_hid_dim_type"] = "text_proj"  # as diffusers does
     # Without a projection, the token is as wide as cross-attention takes it.
     kind = None if found["encoder_hid_dim"] is None else "text_proj"
     if found["encoder_hid_dim_type"] != kind:
-        says = f"encoder_hid_dim_type is {found['encoder_hid_dim_type']!r} with encoder_hid_dim {found['encoder_hid_dim']!r}"
-        raise ValueError(f"{says}, which fastcond has no counterpart for; it knows {kind!r} there")
+        says, width = (shown(found[key]) for key in ("encoder_hid_dim_type", "encoder_hid_dim"))
+        here = f"encoder_hid_dim_type is {says} with encoder_hid_dim {width}"
+        raise ValueError(f"{here}, which fastcond has no counterpart for; it knows {kind!r} there")
     for key, allowed in _MUST_BE.items():
         value = found.get(key, config.get(key, allowed[0]))
         if value not in allowed:
-            raise ValueError(f"{key} is {value!r}, which fastcond has no counterpart for; it knows {allowed[0]!r}")
+            raise ValueError(f"{key} is {shown(value)}, which fastcond has no counterpart for; it knows {allowed[0]!r}")
     # The field is named for a dimension and holds the number of heads (diffusers, issue 2011).
     heads = found["num_attention_heads"] or found["attention_head_dim"]
-    for key, value in (("attention_head_dim", heads), ("cross_attention_dim", found["cross_attention_dim"])):
-        if type(value) is not int:
-            raise ValueError(f"{key} is {value!r}; one number for all blocks is needed")
+    heads_key = "num_attention_heads" if found["num_attention_heads"] else "attention_head_dim"
+    # Under the file's names, which our fields' are not.
+    for key in (heads_key, "cross_attention_dim", "encoder_hid_dim"):
+        value = found[key]
+        if type(value) is not int and not (value is None and key == "encoder_hid_dim"):
+            raise ValueError(f"{key} is {shown(value)}; one number for all blocks is needed")
+        check_sizes(key, (value,))
     values = {
         **shared_settings(found, image_size),
         "num_classes": num_classes,

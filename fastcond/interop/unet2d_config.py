@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastcond.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, UNetConfig, from_dict
+from fastcond.messages import shown
 
 CLASS = "UNet2DModel"
 _DEFAULTS: Mapping[str, Any] = {
@@ -59,7 +60,7 @@ def unet_config(
     found = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
     class_name = config.get("_class_name", CLASS)
     if class_name != CLASS:
-        raise ValueError(f"_class_name is {class_name!r}; a config of {CLASS} is needed")
+        raise ValueError(f"_class_name is {shown(class_name)}; a config of {CLASS} is needed")
     if found["act_fn"] not in ("silu", "swish"):
         raise _unsupported("act_fn", found["act_fn"], "silu")
     if found["resnet_time_scale_shift"] not in tuple(_CONDITIONING):  # a list in its place has no hash
@@ -161,7 +162,7 @@ def _class_embedding(found: Mapping[str, Any], has_null_label: bool) -> tuple[st
     if type(rows) is not int:
         raise _unsupported("num_class_embeds", rows, "a number")
     if has_null_label and rows < 2:
-        raise ValueError(f"num_class_embeds is {rows}; a null label and at least one class need 2")
+        raise ValueError(f"num_class_embeds is {shown(rows)}; a null label and at least one class need 2")
     return "table", rows - int(has_null_label)
 
 
@@ -225,4 +226,4 @@ def _block_type(config: UNetConfig, way: str, level: int) -> str:
 
 
 def _unsupported(key: str, value: Any, known: str) -> ValueError:
-    return ValueError(f"{key} is {value!r}, which fastcond has no counterpart for; it knows {known}")
+    return ValueError(f"{key} is {shown(value)}, which fastcond has no counterpart for; it knows {known}")

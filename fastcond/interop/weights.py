@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastcond.config import DiffusionConfig, UNetConfig
+from fastcond.messages import printable, shown
 from fastcond.nn import ConditionalUNet
 from fastcond.training.run_directory import NoInitialWeights
 
@@ -33,6 +35,7 @@ _DAMAGED = (
     TypeError,
     ValueError,
     pickle.UnpicklingError,
+    struct.error,
 )
 _STEM = "diffusion_pytorch_model"
 # The file of a variant, whole or as an index of shards; the best to read come first.
@@ -86,11 +89,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
     for name, value in loaded.items():
         if not isinstance(name, str):
             raise ValueError(
-                f"{path} holds a tensor by the name {name!r}, which is no text; it is no file of a network's weights"
+                f"{path} holds a tensor by the name {shown(name)}, which is no text; it is no file of a network's weights"
             )
         if value.is_nested or value.layout != torch.strided or value.is_meta:
             kind = "nested" if value.is_nested else "without numbers" if value.is_meta else str(value.layout)
-            raise ValueError(f"{path}: {name} is a tensor of another kind ({kind}); save it as a plain one")
+            raise ValueError(f"{path}: {printable(name)[:200]} is a tensor of another kind ({kind}); save it as a plain one")
     return dict(loaded)
 
 
@@ -127,30 +130,35 @@ def _fitting(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[s
     """The weights in the dtypes of a module's own. Raises: ValueError as `build`."""
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or extra:
-        found = [
-            f"{len(names)} {what} ({', '.join(names[:3])})" for names, what in ((missing, "missing"), (extra, "unknown")) if names
-        ]
+        sides = [(names, what) for names, what in ((missing, "missing"), (extra, "unknown")) if names]
+        found = [f"{len(names)} {what} ({', '.join(printable(name)[:200] for name in names[:3])})" for names, what in sides]
         raise ValueError(f"it does not fit its config: of the weights are {' and '.join(found)}")
     cast: dict[str, Tensor] = {}
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise ValueError(f"{name} is {list(value.shape)}; its config says {list(own[name].shape)}")
-        if value.dtype not in _NUMBERS:
-            raise ValueError(f"{name} is {value.dtype}, no weights")
-        cast[name] = value.to(own[name].dtype)
-        if not bool(torch.isfinite(cast[name]).all()):
-            too_large = value.dtype == torch.float64 and bool(torch.isfinite(value).all())
-            why = "are too large for float32" if too_large else "are not finite; its training went wrong, or the file"
-            raise ValueError(f"{name} holds numbers that {why}")
+        cast[name] = as_numbers(name, value, own[name].dtype)
+    return cast
+
+
+def as_numbers(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in a network's dtype. Raises: ValueError for no floating-point numbers, or such that are not finite in it."""
+    if value.dtype not in _NUMBERS:
+        raise ValueError(f"{name} is {value.dtype}, no weights")
+    cast = value.to(dtype)
+    if not bool(torch.isfinite(cast).all()):
+        too_large = value.dtype == torch.float64 and bool(torch.isfinite(value).all())
+        why = "are too large for float32" if too_large else "are not finite; its training went wrong, or the file"
+        raise ValueError(f"{name} holds numbers that {why}")
     return cast
 
 
 def _reason(error: Exception) -> str:
     """What was wrong with a file, without PyTorch's advice to load it in full, which would run what it holds."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL (\S+)", text)
-        found = f"it names {named[1]}, code that would run" if named else "it is a pickle of something else"
+        found = f"it names {named[1][:200]}, code that would run" if named else "it is a pickle of something else"
         return f"{found}; nothing of it was run; save the weights as safetensors"
     return text.split(". ")[0][:200] if isinstance(error, RuntimeError | SafetensorError) else "it cannot be read as one"
 
@@ -180,10 +188,10 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards: {error!r}") from error
+        raise ValueError(f"{index} is no index of shards: {shown(error)}") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{index} names {name!r}, which is not a file beside it")
+            raise ValueError(f"{index} names {shown(name)}, which is not a file beside it")
     return [index.parent / name for name in names]
 
 

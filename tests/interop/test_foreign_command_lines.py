@@ -13,6 +13,7 @@ import torch
 
 from fastcond.engine import generate
 from fastcond.interop.diffusers import load_diffusers
+from fastcond.training import load_run
 from tests.support.command_lines import assert_one_line, convert_here, export_here, sample_here, start
 from tests.support.foreign import label_mlp, plain_network, save_blog
 from tests.support.tiny_runs import write_run
@@ -95,6 +96,28 @@ def test_a_guide_is_told_the_same(tmp_path: Path) -> None:
     model = load_diffusers(run, timesteps=200, label_mlp=tmp_path / "own.pth")
     expected = generate(model, [0], guidance=2.0, sampler="ddim", steps=2, guide=load_diffusers(guide, timesteps=200))
     assert np.array_equal(drawn(tmp_path / "drawn")[0], expected)
+
+
+def test_a_guide_beside_a_run_is_told_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of ours says all of itself, so that the flags are the guide's."""
+    run = write_run(tmp_path / "run")
+    model = load_run(run).model
+    theirs = plain_network(in_channels=1, out_channels=1, num_class_embeds=3)
+    theirs.save_pretrained(tmp_path / "guide", variant="a")
+    theirs.save_pretrained(tmp_path / "guide", variant="b")
+    flags = ("--guide", tmp_path / "guide", *FEW, "--label", "0", "--cfg", "2", "--sampler", "ddim", "--out", tmp_path / "drawn")
+    assert_one_line(sample_here("--run", run, *flags), capsys, "choose one by variant=")
+    told = ("--null-label", "--variant", "a", "--timesteps", str(model.diffusion.num_timesteps))
+    told = (*told, "--prediction", model.diffusion.prediction)
+    code = sample_here("--run", run, *flags, *told)
+    assert code == 0, capsys.readouterr().err
+    settings = {"timesteps": model.diffusion.num_timesteps, "prediction": model.diffusion.prediction}
+    guide = load_diffusers(tmp_path / "guide", null_label=True, variant="a", **settings)
+    expected = generate(model, [0], guidance=2.0, sampler="ddim", steps=2, guide=guide)
+    assert np.array_equal(drawn(tmp_path / "drawn")[0], expected)
+    (tmp_path / "other").mkdir()
+    code = sample_here("--run", run, "--guide", tmp_path / "other", *flags[2:], "--null-label")
+    assert_one_line(code, capsys, "--null-label (null_label) is of a model of diffusers")
 
 
 def test_a_run_has_no_such_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

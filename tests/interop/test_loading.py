@@ -60,7 +60,7 @@ def test_a_sub_folder_has_its_pipeline_s_scheduler_and_labels(tmp_path: Path) ->
     assert class_names_of(folder / "unet_ema", 3) == ("a", "b", "c")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "unet")
-        assert process(load_diffusers(".")) == process(load_diffusers(".." + "/unet")) == (200, "v")
+        assert process(load_diffusers(".")) == process(load_diffusers("../unet")) == (200, "v")
 
 
 def test_a_model_alone_says_what_is_assumed(tmp_path: Path) -> None:
@@ -82,6 +82,15 @@ def test_a_scheduler_is_given_by_path_or_object(tmp_path: Path) -> None:
     file = folder / "scheduler" / "scheduler_config.json"
     for given in (folder, folder / "scheduler", file, json.loads(file.read_text())):
         assert process(load_diffusers(tmp_path / "alone", scheduler=given)) == (200, "v")
+    theirs = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
+    model = load_diffusers(tmp_path / "alone", scheduler=theirs)
+    assert process(model) == (200, "v") and model.diffusion.scheduler["_class_name"] == "DDIMScheduler"
+    plain = diffusers.DDIMScheduler(num_train_timesteps=200, prediction_type="v_prediction").config
+    for given in ({**plain, "_class_name": "DDIMScheduler"}, diffusers.PNDMScheduler.from_config(theirs.config)):
+        assert process(load_diffusers(tmp_path / "alone", scheduler=given)) == (200, "v")
+    for given in (7, object):
+        with pytest.raises(ValueError, match=r"scheduler is .*; give a scheduler of diffusers, or its config"):
+            load_diffusers(folder, scheduler=given)
     assert process(load_diffusers(folder, prediction="x_0", timesteps=300)) == (300, "x_0")
     assert process(load_diffusers(folder, scheduler={"_class_name": "DDIMScheduler"})) == (1000, "eps")
     with pytest.raises(FileNotFoundError, match=r"nowhere is missing; name a scheduler_config.json or a folder with one"):
@@ -118,6 +127,29 @@ def test_a_null_label_that_is_not_the_last_row_is_refused(tmp_path: Path, null: 
     assert load_diffusers(tmp_path, null_label=False).config.num_classes == 4
 
 
+@pytest.mark.parametrize("null", [None, 3])
+def test_a_name_for_the_null_row(tmp_path: Path, null: int | None) -> None:
+    """Where the last row is said to stand for no condition, its name is no class's; nothing else is cut."""
+    plain_network().save_pretrained(tmp_path)
+    named = {"a": 0, "nothing": 3, "b": 1, "c": 2}
+    (tmp_path / "class_labels.json").write_text(json.dumps({"label2id": named, "null_class_id": null}))
+    opened = open_model(tmp_path, null_label=True)
+    assert opened.class_names == ("a", "b", "c") and opened.knows_null_label
+    assert open_model(tmp_path, null_label=False).class_names == ("a", "b", "c", "nothing")
+    del named["nothing"]
+    (tmp_path / "class_labels.json").write_text(json.dumps({"label2id": named, "null_class_id": null}))
+    assert open_model(tmp_path, null_label=True).class_names == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"must name the labels 0 to 3, each once; correct it, or say .*: --null-label"):
+        open_model(tmp_path, null_label=False)
+
+
+def test_a_label_mlp_has_no_null_row(tmp_path: Path) -> None:
+    folder = save_blog(tmp_path, "emb_net.pth")
+    (folder / "class_labels.json").write_text(json.dumps({"label2id": {name: label for label, name in enumerate("abcdef")}}))
+    with pytest.raises(ValueError, match="label2id must name the labels 0 to 4, each once"):
+        open_model(folder, null_label=True)
+
+
 def test_a_null_label_without_a_table_is_refused(tmp_path: Path) -> None:
     for i, change in enumerate(({"class_embed_type": "timestep"}, {"num_class_embeds": None})):
         plain_network(**change).save_pretrained(tmp_path / str(i))
@@ -134,10 +166,12 @@ def test_the_only_label_mlp_is_found(tmp_path: Path, name: str, inside: bool) ->
 
 def test_of_two_label_mlps_none_is_guessed(tmp_path: Path) -> None:
     folder = save_blog(tmp_path, "better_emb_net.pth")
-    torch.save(label_mlp().state_dict(), tmp_path / "emb_net.pth")
-    with pytest.raises(ValueError, match=r"holds better_emb_net.pth, emb_net.pth; say which .*: --label-mlp FILE"):
+    torch.save(label_mlp().state_dict(), tmp_path / "worse_emb_net.pth")
+    with pytest.raises(ValueError, match=r"holds better_emb_net.pth, worse_emb_net.pth; say which .*: --label-mlp FILE"):
         load_diffusers(folder)
-    assert load_diffusers(folder, label_mlp=tmp_path / "emb_net.pth").config.num_classes == 5
+    assert load_diffusers(folder, label_mlp=tmp_path / "worse_emb_net.pth").config.num_classes == 5
+    torch.save(label_mlp(nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 12)).state_dict(), tmp_path / "emb_net.pth")
+    assert load_diffusers(folder).config.num_classes == 6, "of several, the one without another word in its name"
 
 
 def test_a_label_mlp_for_a_network_without_one_is_refused(tmp_path: Path) -> None:
@@ -158,14 +192,15 @@ def test_the_label_mlp_keeps_its_places(tmp_path: Path) -> None:
 
 
 def test_the_real_label_mlps(tmp_path: Path, shared_data: Path) -> None:
-    """The blog's published files beside a network of its published config, by their own names."""
-    for prefix, hidden, positions in (("", 64, (0, 2)), ("better_", 32, (0, 3))):
-        folder = tmp_path / (prefix or "first")
+    """The blog's published files beside a network of its published config, by their own names, and side by side."""
+    folder, published = tmp_path, (("", 64, (0, 2)), ("better_", 32, (0, 3)))
+    for prefix, *_ in published:
         config = json.loads((shared_data / "blog" / f"{prefix}conditional_unet.config.json").read_text())
         config["block_out_channels"] = [32] * len(config["block_out_channels"])
         network = diffusers.UNet2DConditionModel.from_config(config)
         network.save_pretrained(folder / f"{prefix}conditional_unet.pth")
         (folder / f"{prefix}emb_net.pth").write_bytes((shared_data / "blog" / f"{prefix}emb_net.pth").read_bytes())
+    for prefix, hidden, positions in published:
         model = load_diffusers(folder / f"{prefix}conditional_unet.pth", null_label=True, timesteps=200)
         assert model.config.label_hidden_dim == hidden and model.label_embedding.positions == positions
         assert generate(model, [0, 4], guidance=2.0, steps=2).shape == (2, 16, 16, 3)

@@ -175,7 +175,11 @@ def test_the_scheduler_that_a_model_came_with_is_kept(tmp_path: Path) -> None:
             "HeunDiscreteScheduler",
             {"clip_sample": True, "clip_sample_range": 1.0},
         ),
-        (diffusers.DDPMScheduler(prediction_type="v_prediction"), "EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
+        (
+            diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False),
+            "EulerDiscreteScheduler",
+            {"prediction_type": "v_prediction"},
+        ),
     ],
     ids=named,
 )
@@ -198,6 +202,12 @@ def test_another_scheduler_keeps_the_schedule_and_the_bounds(
         (None, "EDMEulerScheduler", "scheduler is EDMEulerScheduler, which samples networks of EDM only; choose one of DDPM"),
         (diffusers.EDMEulerScheduler(), "DDPMScheduler", "the model came with EDMEulerScheduler, whose networks DDPMScheduler"),
         (diffusers.DDPMScheduler(clip_sample_range=2.0), "DPMSolverMultistepScheduler", "cannot bound x_0 as .* does, by 2"),
+        (diffusers.DDPMScheduler(clip_sample_range=2.0), "EulerDiscreteScheduler", "cannot bound x_0 as .* does, by 2"),
+        (
+            diffusers.DDIMScheduler(thresholding=True, sample_max_value=3.0),
+            "EulerDiscreteScheduler",
+            "cannot bound x_0 as .* does, by 3",
+        ),
         (
             diffusers.DDPMScheduler(variance_type="learned_range"),
             "HeunDiscreteScheduler",
@@ -210,6 +220,31 @@ def test_schedulers_that_are_refused(tmp_path: Path, own: Any, asked: str, messa
     model = small_unet(conditioning="bias") if own is None else from_diffusers(tmp_path / "theirs", own, out_channels=6)
     with pytest.raises(ValueError, match=message):
         save_diffusers(model, tmp_path / "saved", scheduler=asked)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_bounds_that_euler_lacks_are_told_of(tmp_path: Path) -> None:
+    model = from_diffusers(tmp_path / "theirs", diffusers.DDPMScheduler())
+    with pytest.warns(
+        UserWarning, match="the model's DDPMScheduler keeps x_0 in .*EulerDiscreteScheduler has no bounds: it is"
+    ) as told:
+        save_diffusers(model, tmp_path / "saved", scheduler="EulerDiscreteScheduler")
+    assert len(told) == 1 and told[0].filename == __file__
+    assert scheduler_in(tmp_path / "saved")["_class_name"] == "EulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "a", "b"], "class_names has 'a' 2 times; each class needs a name of its own"),
+        ([1, "1", 2], "class_names has '1' 2 times"),
+        (["a", "b\n", "c"], r"class_names has 'b\\n', with characters that cannot be printed"),
+        (["a", "b"], "there are 2 class names for 3 classes"),
+    ],
+)
+def test_class_names_that_no_folder_could_hold(tmp_path: Path, names: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_diffusers(small_unet(conditioning="bias"), tmp_path / "saved", class_names=names)
     assert not (tmp_path / "saved").exists()
 
 

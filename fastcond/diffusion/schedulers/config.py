@@ -17,8 +17,9 @@ from fastcond.diffusion.schedulers.ancestral import ddim_scheduler, ddpm_schedul
 from fastcond.diffusion.schedulers.bounds import bounded
 from fastcond.diffusion.schedulers.grids import SigmaSpacing
 from fastcond.diffusion.schedulers.in_sigma import FEW_STEPS, dpm_solver_scheduler, euler_scheduler, heun_scheduler
-from fastcond.diffusion.schedulers.settings import Setting, betas, checked, choice, count, flag, lower_bound, number, shown
+from fastcond.diffusion.schedulers.settings import Setting, betas, checked, choice, count, flag, lower_bound, number
 from fastcond.diffusion.step_table import StepTable
+from fastcond.messages import shown
 
 PREDICTION_OF: Mapping[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 NAME_OF: Mapping[Prediction, str] = {ours: theirs for theirs, ours in PREDICTION_OF.items()}
@@ -283,10 +284,15 @@ def _edm_schedule(name: str, settings: Mapping[str, Any]) -> NoiseSchedule:
     if not low < high:
         raise ValueError(f"{name} has sigma_min {shown(low)} and sigma_max {shown(high)}; the first must be the smaller")
     ramp = np.linspace(0, 1, T) if T > 1 else np.ones(1)
-    if settings["sigma_schedule"] == "karras":
-        sigmas = (low ** (1 / rho) + ramp * (high ** (1 / rho) - low ** (1 / rho))) ** rho
-    else:
-        sigmas = low * (high / low) ** ramp
+    low, high = np.float64(low), np.float64(high)
+    with np.errstate(all="ignore"):  # of numbers that leave float64, the next line tells
+        if settings["sigma_schedule"] == "karras":
+            sigmas = (low ** (1 / rho) + ramp * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+        else:
+            sigmas = low * (high / low) ** ramp
+    if not np.isfinite(sigmas).all():
+        found = f"sigma_max {shown(settings['sigma_max'])} and rho {shown(rho)}"
+        raise ValueError(f"{name} has {found}, whose noise levels no float64 holds")
     return NoiseSchedule(1 / (1 + torch.from_numpy(sigmas / settings["sigma_data"]).square()))
 
 

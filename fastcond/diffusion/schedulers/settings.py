@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastcond.messages import shown
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -14,6 +16,10 @@ class Setting:
 
     default: Any
     problem: Callable[[Any], str | None]
+
+
+# Of float32, which a sampler's numbers are in the end. JSON has whole numbers of any size, of which no float can be made.
+_LARGEST = (2 - 2**-23) * 2.0**127
 
 
 def _is_number(value: Any) -> bool:
@@ -32,6 +38,8 @@ def number(default: float | None, low: float = -math.inf, high: float = math.inf
         if value is None and default is None:
             return None
         fits = _is_number(value) and low <= value <= high and not (above and value == low) and value < math.inf
+        if fits and abs(value) > _LARGEST:
+            return f"a number of at most {_LARGEST:g} is needed"
         return None if fits else f"a number {bounds} is needed"
 
     return Setting(default, problem)
@@ -42,7 +50,8 @@ def lower_bound() -> Setting:
 
     def problem(value: Any) -> str | None:
         value = -math.inf if value == "-inf" else value
-        return None if _is_number(value) and value < math.inf else "a number or -inf is needed"
+        fits = _is_number(value) and (value == -math.inf or abs(value) <= _LARGEST)
+        return None if fits else "a number or -inf is needed"
 
     return Setting(-math.inf, problem)
 
@@ -95,9 +104,3 @@ def checked(name: str, known: Mapping[str, Setting], config: Mapping[str, Any]) 
         if problem is not None:
             raise ValueError(f"{name} has {key} {shown(value)}; {problem}")
     return {key: config.get(key, setting.default) for key, setting in known.items()}
-
-
-def shown(value: Any) -> str:
-    """repr, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
