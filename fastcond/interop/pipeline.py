@@ -301,9 +301,10 @@ def _in_numpy(labels: Any) -> Any:
 
 def _one_of(name: str, value: Any, other: str, other_value: Any, default: Any) -> Any:
     """An argument that has two names. Raises: ValueError where both are given."""
-    if value is not None and other_value is not None:
+    given = [one for one in (value, other_value) if one is not None]
+    if len(given) > 1:
         raise ValueError(f"{name} and {other} are both given, two words for one thing; give one of them")
-    return default if value is None and other_value is None else other_value if value is None else value
+    return given[0] if given else default
 
 
 def _noise(generator: Any, seed: int | None, rng: Any) -> dict[str, Any]:

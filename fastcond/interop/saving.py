@@ -19,6 +19,7 @@ from fastcond.interop.scheduler_choice import scheduler_config
 from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
 from fastcond.interop.unet2d_condition_config import label_unet_config, unet2d_condition_config
 from fastcond.interop.unet2d_config import CLASS, unet2d_config, unet_config
+from fastcond.interop.weights import as_they_came
 from fastcond.messages import shown
 from fastcond.nn import ConditionalUNet
 
@@ -41,7 +42,8 @@ def save_diffusers(
 
     Args:
         model: one that diffusers can express: conditioning "bias", "scale_shift" or "label_attention", whose label MLP goes
-            into unet/emb_net.safetensors as the Sequential(Linear, GELU, Linear) that it is. Weights keep their dtype.
+            into unet/emb_net.safetensors as the Sequential(Linear, GELU, Linear) that it is. Weights keep their dtype; those
+            that came in half precision and are what they were go back to it.
         path: a folder that does not exist yet, or is empty. class_names: K of them, all different; None: the labels as numbers.
         scheduler: the class of diffusers that samples with it, or all of a scheduler_config.json; None: the scheduler that the
             model came with, else DDPMScheduler. A class starts at timestep T - 1 and clamps x_0, as our samplers do; where the
@@ -62,7 +64,7 @@ def save_diffusers(
     described_scheduler = scheduler_config(model.diffusion, scheduler)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} already exists and is not empty; choose another place")
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = as_they_came(model)
     mlp = {name.removeprefix(LABEL_MLP): weights.pop(name) for name in list(weights) if name.startswith(LABEL_MLP)}
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     (folder / "scheduler").mkdir(exist_ok=True)

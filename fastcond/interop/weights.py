@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import safetensors.torch
 import torch
@@ -48,6 +49,8 @@ _IS_SHARD = re.compile(r"-\d{5}-of-\d{5}")
 # What is read as the numbers of a network. Of eight bits, they are cast numbers; formats with scales beside them are others.
 _NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _NUMBERS |= {torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz}
+# Of a network whose weights came narrower than they are computed with: their dtypes, by name.
+_CAME_AS: WeakKeyDictionary[ConditionalUNet, dict[str, torch.dtype]] = WeakKeyDictionary()
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY = re.compile(r"^(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$")
 
@@ -123,7 +126,20 @@ def build(config: UNetConfig, diffusion: DiffusionConfig, weights: Mapping[str, 
     with NoInitialWeights():
         model = ConditionalUNet(config, diffusion)
     model.load_state_dict(fitting)
+    narrow = {name: value.dtype for name, value in weights.items() if value.element_size() < fitting[name].element_size()}
+    if narrow:
+        _CAME_AS[model] = narrow
     return model.requires_grad_(False).eval()
+
+
+def as_they_came(model: ConditionalUNet) -> dict[str, Tensor]:
+    """A network's weights on the CPU, contiguous; in the narrower dtypes of the file that they came from, where all of them still
+    are numbers of these, as they are until they are changed.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    narrow = {name: weights[name].to(dtype) for name, dtype in _CAME_AS.get(model, {}).items()}
+    unchanged = all(torch.equal(value.to(weights[name].dtype), weights[name]) for name, value in narrow.items())
+    return {**weights, **narrow} if unchanged else weights
 
 
 def _fitting(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastcond.config import DiffusionConfig
 from fastcond.diffusion.step_table import COLUMNS
@@ -265,12 +266,18 @@ def test_a_whole_scheduler_config(tmp_path: Path) -> None:
         save_diffusers(small_unet(conditioning="bias"), tmp_path / "x", scheduler={**config, "timestep_spacing": "random"})
 
 
-def test_half_precision_comes_back_byte_for_byte_as_half(tmp_path: Path) -> None:
-    """A float32 network is written as float32; .half() of what was loaded from float16 loses nothing."""
-    save_diffusers(small_unet(conditioning="bias").half(), tmp_path / "half")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_back_byte_for_byte(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As long as the weights are what they were: what has been trained since is written in float32."""
+    save_diffusers(small_unet(conditioning="bias").to(dtype), tmp_path / "half")
     model = load_diffusers(tmp_path / "half")
     assert model.dtype == torch.float32
-    save_diffusers(model.half(), tmp_path / "again")
-    files = [tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors" for name in ("half", "again")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert diffusers.UNet2DModel.from_pretrained(tmp_path / "again" / "unet", torch_dtype=torch.float16).dtype == torch.float16
+    save_diffusers(model, tmp_path / "again")
+    files = {name: tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors" for name in ("half", "again", "trained")}
+    assert files["half"].read_bytes() == files["again"].read_bytes()
+    assert diffusers.UNet2DModel.from_pretrained(tmp_path / "again" / "unet", torch_dtype=dtype).dtype == dtype
+    model.conv_in.weight[0, 0, 0, 0] += 1e-7
+    save_diffusers(model, tmp_path / "trained")
+    written = load_file(files["trained"])
+    assert all(value.dtype == torch.float32 for value in written.values())
+    assert torch.equal(written["conv_in.weight"], model.conv_in.weight)
