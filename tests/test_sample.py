@@ -203,7 +203,6 @@ class TestErrors:
             (("--label", "1", "--precision", "bf16", "--device", "cpu"), ("'bf16'", "on a CPU leave it out or give 'fp32'")),
             (("--label", "1", "--compile", "--device", "cpu"), ("compile is True", "on a CPU leave it out")),
             (("--label", "1", "--checkpoint", "2"), ("step 2", "there are 3")),
-            (("--label", "1", "--n", "100000000000000"), ("out of memory", "--n")),
         ],
     )
     def test_bad_values(
@@ -224,6 +223,7 @@ class TestErrors:
             ("--cfg", "high"),
             ("--cfg", "nan"),
             ("--n", "0"),
+            ("--n", "100000000000000"),
             ("--seed", "-1"),
             ("--sampler", "x"),
             ("--guidance-rescale", "nan"),
