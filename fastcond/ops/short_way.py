@@ -7,7 +7,6 @@ the kernel is called, and the call is differentiable as the op is. Everything el
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,37 +57,3 @@ def is_short(x: Tensor, *others: Tensor | None) -> bool:
         if other is not None and (type(other) not in _PLAIN or other.device != device):
             return False
     return True
-
-
-def weighted(kernels: Any, backward_op: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor | None]:
-    """The short way of an op of x, weight and bias.
-
-    Args:
-        kernels: the op's `cpu`, with is_faster, forward and backward. backward_op: what the gradient goes by where it may not go
-            the short way; it refuses a second derivative.
-    Returns: a function of x, weight and bias, whose shapes were checked, to y, differentiable as the op is; to None where the op
-        has to be called.
-    """
-
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            ctx.save_for_backward(x, weight)
-            return kernels.forward(x, weight, bias)
-
-        @staticmethod
-        def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-            x, weight = ctx.saved_tensors
-            needed = list(ctx.needs_input_grad)
-            backward = backward_op if torch.is_grad_enabled() or not is_short(dy, x, weight) else kernels.backward
-            grads = backward(dy, x, weight, needed)
-            return tuple(grad if need else None for grad, need in zip(grads, needed, strict=True))
-
-    def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        if not is_short(x, weight, bias) or torch.is_autocast_enabled("cpu") or not kernels.is_faster(x, weight, bias):
-            return None
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
-            return Differentiable.apply(x, weight, bias)
-        return kernels.forward(x, weight, bias)
-
-    return call

@@ -7,23 +7,6 @@
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
 
-// Floats, from the start of a cache line.
-struct Workspace {
-    void* memory = nullptr;
-    int64_t size = 0;
-
-    float* take(int64_t count) {
-        if (count > size) {
-            std::free(memory);
-            memory = std::malloc(size_t(count) * sizeof(float) + 63);
-            if (memory == nullptr) std::abort();  // no exception may leave a parallel region
-            size = count;
-        }
-        return reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(memory) + 63) & ~std::uintptr_t{63});
-    }
-    ~Workspace() { std::free(memory); }
-};
-
 // Numbers of any kind, wherever they lie.
 template <typename Number>
 struct Kept {
@@ -40,6 +23,17 @@ struct Kept {
         return memory;
     }
     ~Kept() { std::free(memory); }
+};
+
+// Floats, from the start of a cache line.
+struct Workspace {
+    static constexpr int64_t line = 64;
+    Kept<unsigned char> memory;
+
+    float* take(int64_t count) {
+        const auto first = reinterpret_cast<std::uintptr_t>(memory.take(count * int64_t(sizeof(float)) + line - 1));
+        return reinterpret_cast<float*>((first + line - 1) / line * line);
+    }
 };
 
 // Floats of whole cache lines.

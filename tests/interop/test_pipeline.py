@@ -15,19 +15,14 @@ from torch import nn
 from fastcond import Pipeline, generate
 from fastcond.interop import load_diffusers, save_diffusers
 from tests.support.networks import perturb, small_unet
+from tests.support.pipelines import LABELS, pixels, small_pipeline
 from tests.support.tiny_runs import write_run
 from tests.tolerances import BF16_MEAN_LEVELS, GRAY_LEVELS
-
-LABELS = [0, 2, 1]
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return Pipeline(small_unet(conditioning="bias").eval(), ["x", "y", "z"])
-
-
-def pixels(output: Any) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in output.images])
+    return small_pipeline()
 
 
 def test_a_call_is_generate_s(pipeline: Pipeline) -> None:

@@ -14,18 +14,13 @@ from fastcond import Pipeline, ddim
 from fastcond.config import DiffusionConfig
 from fastcond.engine import step_table
 from tests.support.networks import small_unet
+from tests.support.pipelines import LABELS, pixels, small_pipeline
 from tests.tolerances import GRAY_LEVELS
-
-LABELS = [0, 2, 1]
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return Pipeline(small_unet(conditioning="bias").eval(), ["x", "y", "z"])
-
-
-def pixels(output: Any) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in output.images])
+    return small_pipeline()
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from fastcond.ops.conv3x3 import cpu
 from fastcond.ops.norm_conv import reference
 from tests.ops.test_conv3x3 import CASES
 from tests.support.conv3x3 import Case, check_parity, ours, run
-from tests.support.kernels import instruction_set, library_calls  # noqa: F401
+from tests.support.kernels import check_bits, instruction_set, library_calls  # noqa: F401
 
 if native.native is None:
     pytest.skip("the native library was not built", allow_module_level=True)
@@ -29,19 +30,7 @@ def test_no_bit_depends_on_threads_or_run_and_of_an_image_none_on_the_batch(
     instruction_set: str,  # noqa: F811
 ) -> None:
     case = replace(case, shape=(5, *case.shape[1:]))
-    x, weight, bias, dy = case.operands()
-    torch.set_num_threads(1)
-    try:
-        whole = run(ours, x, weight, bias, dy)
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            again = run(ours, x, weight, bias, dy)
-            assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True)), threads
-            for images in (slice(0, 1), slice(2, 4)):
-                y, dx, *_ = run(ours, x[images], weight, bias, dy[images])
-                assert torch.equal(y, whole[0][images]) and torch.equal(dx, whole[1][images]), (threads, images)
-    finally:
-        torch.set_num_threads(2)
+    check_bits(partial(run, ours), *case.operands())
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (16, 16), (17, 33), (1, 5), (64, 3)])

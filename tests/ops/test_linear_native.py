@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from fastcond.ops import linear, native
 from fastcond.ops.linear import cpu
 from fastcond.ops.packing import pack_matrix
-from tests.support.kernels import instruction_set, library_calls  # noqa: F401
+from tests.support.kernels import check_bits, instruction_set, library_calls  # noqa: F401
 from tests.support.linear import NATIVE_CASES, Case, check_parity, run
 from tests.support.linear import native as by_op
 
@@ -29,19 +30,7 @@ def test_no_bit_depends_on_threads_or_run_and_of_an_image_none_on_the_batch(
     instruction_set: str,  # noqa: F811
 ) -> None:
     case = replace(case, shape=(5, *case.shape[1:]))
-    x, weight, bias, dy = case.operands()
-    torch.set_num_threads(1)
-    try:
-        whole = run(by_op, x, weight, bias, dy)
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            again = run(by_op, x, weight, bias, dy)
-            assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True)), threads
-            for images in (slice(0, 1), slice(2, 4)):
-                y, dx, *_ = run(by_op, x[images], weight, bias, dy[images])
-                assert torch.equal(y, whole[0][images]) and torch.equal(dx, whole[1][images]), (threads, images)
-    finally:
-        torch.set_num_threads(2)
+    check_bits(partial(run, by_op), *case.operands())
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (16, 16), (17, 33), (1, 5), (64, 3), (50, 100)])

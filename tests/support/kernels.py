@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
+from torch import Tensor
 
 from fastcond.ops import native
 
@@ -41,3 +43,23 @@ def library_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(native, "native", Spy())
     return called
+
+
+def check_bits(run: Callable[..., list[Tensor]], x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor) -> None:
+    """No bit of what `run` gives depends on the number of threads or the run; of an image's y and dx, the first two, none on the
+    batch.
+
+    Args: x, dy: of five images.
+    """
+    torch.set_num_threads(1)
+    try:
+        whole = run(x, weight, bias, dy)
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            again = run(x, weight, bias, dy)
+            assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True)), threads
+            for images in (slice(0, 1), slice(2, 4)):
+                y, dx, *_ = run(x[images], weight, bias, dy[images])
+                assert torch.equal(y, whole[0][images]) and torch.equal(dx, whole[1][images]), (threads, images)
+    finally:
+        torch.set_num_threads(2)

@@ -6,12 +6,11 @@ dispatcher finds beside it what a CPU does, and that autocast is not for these k
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastcond.ops.conv3x3 import cpu, reference
+from fastcond.ops.weighted import register_gradient
 
 torch.library.define("fastcond::conv3x3", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 torch.library.define(
@@ -60,23 +59,4 @@ def _backward_fake(dy: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) ->
     return like(x, needed[0]), like(weight, needed[1]), x.new_empty(weight.shape[0] if needed[2] else 0)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    x, weight, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight)
-
-
-def _autograd(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return None, None, None
-    needed = list(ctx.needs_input_grad)
-    grads = conv3x3_native_backward(dy, *ctx.saved_tensors, needed)
-    return tuple(grad if need else None for grad, need in zip(grads, needed, strict=True))
-
-
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
-    raise NotImplementedError("conv3x3 has no second derivative on a CPU; do not call backward with create_graph=True through it")
-
-
-torch.library.register_autograd("fastcond::conv3x3_native", _autograd, setup_context=_setup_context)
-torch.library.register_autograd("fastcond::conv3x3_native_backward", _no_double_backward)
+register_gradient("conv3x3", conv3x3_native_backward)

@@ -6,12 +6,11 @@ does, and that autocast is not for these kernels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastcond.ops.linear import cpu, reference
+from fastcond.ops.weighted import register_gradient
 
 _TAG = torch.Tag.pt2_compliant_tag
 torch.library.define("fastcond::linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=_TAG)
@@ -55,23 +54,4 @@ def _backward_fake(dy: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) ->
     return dx, dweight, dbias
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    x, weight, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight)
-
-
-def _autograd(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return None, None, None
-    needed = list(ctx.needs_input_grad)
-    grads = linear_native_backward(dy, *ctx.saved_tensors, needed)
-    return tuple(grad if need else None for grad, need in zip(grads, needed, strict=True))
-
-
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
-    raise NotImplementedError("linear has no second derivative on a CPU; do not call backward with create_graph=True through it")
-
-
-torch.library.register_autograd("fastcond::linear_native", _autograd, setup_context=_setup_context)
-torch.library.register_autograd("fastcond::linear_native_backward", _no_double_backward)
+register_gradient("linear", linear_native_backward)
