@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fastcond.config import UNetConfig
-from fastcond.interop.label_mlp import find_label_mlp, read_label_mlp
+from fastcond.interop.label_mlp import LABEL_MLP, find_label_mlp, read_label_mlp
 from fastcond.interop.layout import LABELS_NAME, Layout, latent_components, layout_of
-from fastcond.interop.saving import LABEL_MLP, save_diffusers
+from fastcond.interop.saving import save_diffusers
 from fastcond.interop.scheduler_files import read_diffusion
 from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
 from fastcond.interop.unet2d_condition_config import label_unet_config

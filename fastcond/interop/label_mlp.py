@@ -13,7 +13,8 @@ from torch import Tensor
 from fastcond.interop.weights import as_numbers, naming, read_file
 from fastcond.messages import printable
 
-LABEL_MLP_NAME = "emb_net.safetensors"
+# Where a network keeps it, and its file.
+LABEL_MLP, LABEL_MLP_NAME = "label_embedding.", "emb_net.safetensors"
 _REMEDY = "--label-mlp FILE, or fastcond.load_diffusers(..., label_mlp=...)"
 _STEM, _SUFFIXES = "emb_net", (".safetensors", ".pth", ".pt")
 
@@ -83,4 +84,4 @@ def as_sequential(weights: Mapping[str, Tensor], positions: tuple[int, int]) -> 
     return {f"{place_of[name.split('.')[0]]}.{name.split('.')[1]}": value for name, value in weights.items()}
 
 
-__all__ = ["LABEL_MLP_NAME", "as_sequential", "find_label_mlp", "read_label_mlp"]
+__all__ = ["LABEL_MLP", "LABEL_MLP_NAME", "as_sequential", "find_label_mlp", "read_label_mlp"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcond.config import UNetConfig
-from fastcond.interop.label_mlp import LABEL_MLP_NAME, as_sequential
+from fastcond.interop.label_mlp import LABEL_MLP, LABEL_MLP_NAME, as_sequential
 from fastcond.interop.layout import LABELS_NAME
 from fastcond.interop.scheduler_choice import scheduler_config
 from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
@@ -24,7 +24,6 @@ from fastcond.messages import shown
 from fastcond.nn import ConditionalUNet
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-LABEL_MLP = "label_embedding."
 PIPELINE_NAME = "pipeline.py"
 _PIPELINE_SOURCE = Path(__file__).with_name("diffusers_pipeline.py")
 
