@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t patch_floats = int64_t{96} << 10;  // of a block's patches, which share a core's cache with the weights
 constexpr int64_t products_worth_a_thread = 1 << 18;
 constexpr int64_t numbers_worth_a_thread = 1 << 14;
+constexpr int64_t page = 4096;  // bytes
 
 [[maybe_unused]] int threads_for(int threads, int64_t work, int64_t worth) { return int(larger(1, smaller(threads, work / worth))); }
 
@@ -121,23 +122,25 @@ void gather(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows
     }
 }
 
-void multiply_patches(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows, const float* v, float* result) {
-    const int64_t K = step.features;
+// Whether rows are multiplied as they lie. Rows that are whole pages apart would fall on the same lines of the first cache.
+bool is_direct(const PatchConv& step) {
+    const auto spread = [](int64_t channels) { return channels == 0 || channels * int64_t{sizeof(float)} % page != 0; };
+    return step.size == 1 && step.stride == 1 && !step.mean && spread(step.first_channels) &&
+           spread(step.channels - step.first_channels);
+}
+
+// Output positions [begin, begin + rows); `v` is what `gather` made of them, or null.
+void multiply_patches(const PatchConv& step, const Patches& p, int64_t begin, int64_t rows, const float* v) {
+    const int64_t K = step.features, C0 = step.first_channels, C1 = step.channels - C0;
     for (int64_t first = 0; first < K; first += panel) {
-        const int64_t width = K - first > lanes ? panel : lanes;
-        multiply_all(Product{v, step.packed + first * p.depth, result, rows * lanes, p.depth, width}, rows, width);
-        for (int64_t column = 0; column < width && first + column < K; column += lanes) {
-            const int64_t feature = first + column, count = smaller(lanes, K - feature);
-            const Lanes bias = step.bias ? take(step.bias + feature, count) : all_lanes(0.0f);
-            for (int64_t row = 0; row < rows; ++row) {
-                Lanes value = load_lanes(result + row * panel + column) + bias;
-                if (step.residual) value = value + take(step.residual + (begin + row) * K + feature, count);
-                for (int64_t copy = 0; copy < step.copies; ++copy) {
-                    float* to = step.y + (copy * p.positions + begin + row) * K + feature;
-                    leave(to, value, count);
-                }
-            }
-        }
+        const int64_t width = K - first > lanes ? panel : lanes, at = begin * K + first;
+        const float* packed = step.packed + first * p.depth;
+        const Finish to{step.bias ? step.bias + first : nullptr, step.residual ? step.residual + at : nullptr, step.y + at, K,
+                        K - first, step.copies, p.positions * K};
+        if (v) multiply_all(ChunkProduct{v, packed, rows * lanes, p.depth, width, to}, rows, width);
+        else
+            multiply_all(RowProduct{{step.x + begin * C0, C0}, {C1 ? step.second + begin * C1 : nullptr, C1}, packed, width, to}, rows,
+                         width);
     }
 }
 
@@ -290,13 +293,12 @@ void patch_conv(const PatchConv& step) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         thread_local Workspace workspace;
-        const int64_t v_size = whole_lines(p.chunks * p.rows * lanes);
-        float *v = workspace.take(v_size + p.rows * panel), *result = v + v_size;
+        float* v = is_direct(step) ? nullptr : workspace.take(p.chunks * p.rows * lanes);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < p.blocks(); ++block) {
             const int64_t begin = block * p.rows, rows = smaller(p.rows, p.positions - begin);
-            gather(step, p, begin, rows, v);
-            multiply_patches(step, p, begin, rows, v, result);
+            if (v) gather(step, p, begin, rows, v);
+            multiply_patches(step, p, begin, rows, v);
         }
     }
 }

@@ -9,7 +9,7 @@ namespace {
 
 FASTCOND_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 FASTCOND_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-FASTCOND_INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+FASTCOND_INLINE constexpr int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 constexpr int64_t register_lanes = lanes / registers;
 constexpr int64_t panel = 32;  // features of a block of the packed weight
@@ -132,6 +132,150 @@ void multiply(const Columns<added>& p) {
     store_sums(sums, p.to);
 }
 
+// Where sums go that are a layer's output: (sum + bias + residual) scale.
+struct Finish {
+    const float* bias;      // of a row of y, or null
+    const float* residual;  // like y, or null
+    float* y;               // rows `stride` floats apart, written `copies` times, copy_stride floats apart
+    int64_t stride;
+    int64_t features;  // that there are, of the product's columns
+    int64_t copies = 1, copy_stride = 0;
+    float scale = 1.0f;
+
+    FASTCOND_INLINE void move(int64_t row, int64_t column) {
+        if (bias) bias += column;
+        if (residual) residual += row * stride + column;
+        y += row * stride + column;
+        features -= column;
+    }
+    // A row's lines are asked for long before they are needed.
+    template <int vectors>
+    FASTCOND_INLINE void ask_for(int64_t row) const {
+#pragma GCC unroll 2
+        for (int64_t j = 0; j < vectors * register_lanes; j += lanes) {
+            fetch_to_write(y + row * stride + j);
+            if (residual) fetch(residual + row * stride + j);
+        }
+    }
+};
+
+template <int rows, int vectors>
+FASTCOND_INLINE void finish_sums(const FloatRegister (&sums)[rows][vectors], const Finish& f) {
+    if (f.features < vectors * register_lanes) {
+        for (int r = 0; r < rows; ++r) {
+            float row[vectors * register_lanes];
+            for (int j = 0; j < vectors; ++j) std::memcpy(row + j * register_lanes, &sums[r][j], sizeof sums[r][j]);
+            for (int64_t k = 0; k < f.features; ++k) {
+                const float sum = row[k] + (f.bias ? f.bias[k] : 0.0f);
+                const float y = (f.residual ? sum + f.residual[r * f.stride + k] : sum) * f.scale;
+                for (int64_t copy = 0; copy < f.copies; ++copy) f.y[copy * f.copy_stride + r * f.stride + k] = y;
+            }
+        }
+        return;
+    }
+    FloatRegister bias[vectors] = {};
+    const FloatRegister scale = f.scale - FloatRegister{};
+    if (f.bias) std::memcpy(bias, f.bias, sizeof bias);
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; ++j) {
+            const int64_t at = r * f.stride + j * register_lanes;
+            FloatRegister y = sums[r][j] + bias[j], more;
+            if (f.residual) {
+                std::memcpy(&more, f.residual + at, sizeof more);
+                y = y + more;
+            }
+            y = y * scale;
+            for (int64_t copy = 0; copy < f.copies; ++copy) std::memcpy(f.y + copy * f.copy_stride + at, &y, sizeof y);
+        }
+}
+
+// The terms after which one more row of the output is asked for.
+constexpr int64_t terms_a_row = 4;
+
+// [rows x depth] [depth x width], finished. Left's terms come in chunks of 16: it is [chunks][rows][16].
+struct ChunkProduct {
+    const float* left;
+    const float* right;  // [depth][width]
+    int64_t chunk_stride, depth, width;
+    Finish to;
+};
+
+template <int rows, int vectors>
+void multiply(const ChunkProduct& p) {
+    FloatRegister sums[rows][vectors];
+    set_zero(sums);
+    const float *left = p.left, *right = p.right;
+    int64_t row = 0;
+    for (int64_t rest = p.depth; rest > 0; rest -= lanes, left += p.chunk_stride)
+        for (int64_t i = 0; i < smaller(rest, lanes); ++i, right += p.width) {
+            if (i % terms_a_row == 0 && row < rows) p.to.ask_for<vectors>(row++);
+            add_term<rows, vectors, int(lanes)>(sums, left + i, right);
+        }
+    finish_sums(sums, p.to);
+}
+
+// The same of rows as they lie in memory, `channels` floats apart, of one source and perhaps a second one whose terms follow.
+struct RowProduct {
+    struct Source {
+        const float* x;
+        int64_t channels;
+    };
+    Source first, second;
+    const float* right;  // [C][width]
+    int64_t width;
+    Finish to;
+};
+
+template <int rows, int vectors>
+void multiply(const RowProduct& p) {
+    constexpr int apart = 3;  // rows that an instruction's address reaches from one pointer
+    FloatRegister sums[rows][vectors];
+    set_zero(sums);
+    const float* right = p.right;
+    int64_t row = 0;
+    for (int of = 0; of < 2; ++of) {
+        const RowProduct::Source& source = of ? p.second : p.first;
+        const float* left[parts_of(rows, apart)];
+        for (int i = 0; i * apart < rows; ++i) left[i] = source.x + i * apart * source.channels;
+        for (int64_t c = 0; c < source.channels; ++c, right += p.width) {
+            if (c % terms_a_row == 0 && row < rows) p.to.ask_for<vectors>(row++);
+            FloatRegister b[vectors];
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; ++j) std::memcpy(&b[j], right + j * register_lanes, sizeof b[j]);
+#pragma GCC unroll 14
+            for (int r = 0; r < rows; ++r) {
+                const FloatRegister a = left[r / apart][r % apart * source.channels + c] - FloatRegister{};  // as in add_term
+#pragma GCC unroll 2
+                for (int j = 0; j < vectors; ++j) sums[r][j] = fused(a, b[j], sums[r][j]);
+            }
+        }
+    }
+    finish_sums(sums, p.to);
+}
+
+// The same of a left side by columns, as in Columns.
+struct FinishedColumns {
+    const float* left;
+    const float* right;
+    int64_t left_stride, right_stride, depth;
+    Finish to;
+};
+
+template <int rows, int vectors>
+void multiply(const FinishedColumns& p) {
+    FloatRegister sums[rows][vectors];
+    set_zero(sums);
+    const float *left = p.left, *right = p.right;
+    int64_t row = 0;
+    for (int64_t i = 0; i < p.depth; ++i, left += p.left_stride, right += p.right_stride) {
+        if (i % terms_a_row == 0 && row < rows) p.to.ask_for<vectors>(row++);
+        add_term<rows, vectors, 1>(sums, left, right);
+    }
+    finish_sums(sums, p.to);
+}
+
 template <int vectors, typename P>
 void multiply_rows(int64_t rows, const P& p) {
     switch (rows) {
@@ -177,6 +321,26 @@ FASTCOND_INLINE Columns<added> moved(Columns<added> p, int64_t row, int64_t colu
     p.left += row;
     p.right += column;
     p.to += row * panel + column;
+    return p;
+}
+
+FASTCOND_INLINE ChunkProduct moved(ChunkProduct p, int64_t row, int64_t column) {
+    p.left += row * lanes;
+    p.right += column;
+    p.to.move(row, column);
+    return p;
+}
+FASTCOND_INLINE RowProduct moved(RowProduct p, int64_t row, int64_t column) {
+    p.first.x += row * p.first.channels;
+    p.second.x += row * p.second.channels;
+    p.right += column;
+    p.to.move(row, column);
+    return p;
+}
+FASTCOND_INLINE FinishedColumns moved(FinishedColumns p, int64_t row, int64_t column) {
+    p.left += row;
+    p.right += column;
+    p.to.move(row, column);
     return p;
 }
 

@@ -137,25 +137,15 @@ void attend(const SmallAttention& call, const Sizes& s, int64_t head, const Buff
     }
 }
 
-void project(const SmallAttention& call, const Sizes& s, int64_t image, int64_t block, const Buffers& buffers, float* result) {
+void project(const SmallAttention& call, const Sizes& s, int64_t image, int64_t block, const Buffers& buffers) {
     const int64_t C = call.channels, first = block * panel, width = width_of(C, first);
     const float* weight = call.packed + (parts_of(3 * C, lanes) * lanes + first) * C;
     for (int64_t of = 0; of < s.panels; ++of) {
-        const int64_t rows = s.rows(of);
-        multiply_all(ColumnProduct{buffers.attended() + of * C * panel, weight, result, panel, width, C}, rows, width);
-        for (int64_t column = 0; column < width && first + column < C; column += lanes) {
-            const int64_t feature = first + column, count = smaller(lanes, C - feature);
-            const float* out_bias = call.out_bias ? call.out_bias + image * call.out_bias_stride + feature : nullptr;
-            const Lanes bias = out_bias ? load_lanes(out_bias, count) : all_lanes(0.0f);
-            for (int64_t row = 0; row < rows; ++row) {
-                const int64_t at = (image * s.tokens + of * panel + row) * C + feature;
-                Lanes y = load_lanes(result + row * panel + column) + bias;
-                if (call.residual) y = y + (count == lanes ? load_lanes(call.residual + at) : load_lanes(call.residual + at, count));
-                y = y * all_lanes(call.scale);
-                if (count == lanes) store_lanes(call.y + at, y);
-                else store_lanes(call.y + at, y, count);
-            }
-        }
+        const int64_t at = (image * s.tokens + of * panel) * C + first;
+        Finish to{call.out_bias ? call.out_bias + image * call.out_bias_stride + first : nullptr,
+                  call.residual ? call.residual + at : nullptr, call.y + at, C, C - first};
+        to.scale = call.scale;
+        multiply_all(FinishedColumns{buffers.attended() + of * C * panel, weight, panel, width, C, to}, s.rows(of), width);
     }
 }
 
@@ -181,7 +171,7 @@ void small_attention(const SmallAttention& call) {
             for (int64_t i = 0; i < s.chunks; ++i) normalise(call, s, image, i, mine);
             for (int64_t i = 0; i < qkv_blocks; ++i) multiply_qkv(call, s, i, mine);
             for (int64_t i = 0; i < call.heads; ++i) attend(call, s, i, mine, scratch);
-            for (int64_t i = 0; i < out_blocks; ++i) project(call, s, image, i, mine, scratch.result);
+            for (int64_t i = 0; i < out_blocks; ++i) project(call, s, image, i, mine);
         }
         for (int64_t image = alone; image < call.batch; ++image) {
 #pragma omp for schedule(static)
@@ -191,7 +181,7 @@ void small_attention(const SmallAttention& call) {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < call.heads; ++i) attend(call, s, i, ours, scratch);
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < out_blocks; ++i) project(call, s, image, i, ours, scratch.result);
+            for (int64_t i = 0; i < out_blocks; ++i) project(call, s, image, i, ours);
         }
     }
 }
