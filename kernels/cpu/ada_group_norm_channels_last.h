@@ -14,22 +14,33 @@ constexpr int64_t strip = 16;            // positions whose sums are float32
 constexpr int64_t rows_written = 8;      // positions that share a tile's constants
 constexpr int64_t units_a_thread = 2;
 constexpr int64_t line_columns = 16;     // a block narrower than a cache line would read it twice
+constexpr int64_t block_bytes = 256 << 10;  // of a block of a large x, asked for while the one before is still in the cache
 
 // How an image is cut into blocks of `groups` groups, the last one perhaps smaller.
 struct Blocks {
     int64_t groups, count;
 };
 
-// Whole rows, unless every thread is to have work.
-inline Blocks blocks_of(const AdaGroupNorm& call) {
+// Whole rows, unless every thread is to have work, or x comes from memory.
+template <typename T>
+Blocks blocks_of(const AdaGroupNorm& call) {
     const int64_t width = call.channels / call.groups;
     int64_t aligned = 1;  // groups that fill whole tiles
     while (aligned * width % lanes) aligned *= 2;
     const int64_t wanted = (units_a_thread * call.threads + call.batch - 1) / call.batch;
-    const int64_t columns = larger((call.groups + wanted - 1) / wanted * width, line_columns);
+    const int64_t whole_rows = is_large<T>(call) ? block_bytes / int64_t(sizeof(T)) / call.positions : call.channels;
+    const int64_t columns = larger(smaller((call.groups + wanted - 1) / wanted * width, whole_rows), line_columns);
     const int64_t groups = (columns + width - 1) / width;
     const int64_t of_block = smaller(groups >= aligned ? groups / aligned * aligned : groups, call.groups);
     return {of_block, (call.groups + of_block - 1) / of_block};
+}
+
+// The first element of x of a unit.
+template <typename T>
+const T* first_of(const AdaGroupNorm& call, const Blocks& blocks, int64_t unit) {
+    const int64_t width = call.channels / call.groups;
+    return static_cast<const T*>(call.x) + unit / blocks.count * call.channels * call.positions +
+           unit % blocks.count * blocks.groups * width;
 }
 
 // One block: its place, and two rows of sums in double, one entry a column, filled up to whole tiles.
@@ -58,7 +69,9 @@ FASTCOND_INLINE double sum_group(const Block& block, const double* columns, int6
 }
 
 template <int n>
-struct Rows {};
+struct Rows {
+    static constexpr int64_t count = n;
+};
 
 // A tile of a row of x, y, dy or dx: sixteen columns, or the `count` that the last one has; and of n rows.
 template <bool whole>
@@ -207,6 +220,8 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
     }
     set_lines<silu_on>(call, channels);
     const bool past_caches = goes_past_caches(call, y, C);
+    // Memory brings the next unit's block while this one is computed.
+    const T* next = is_large<T>(call) && unit + 1 < call.batch * blocks.count ? first_of<T>(call, blocks, unit + 1) : nullptr;
     for (int64_t end = P; end > 0; end -= rows_written) {
         const int64_t first = larger(end - rows_written, 0);
         for_each_tile(block, [&](auto tile, int64_t column) FASTCOND_INLINE_LAMBDA {
@@ -215,6 +230,7 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
             for_each_rows(first, end, [&](auto rows, int64_t row) FASTCOND_INLINE_LAMBDA {
                 const int64_t at = row * C + column;
                 tile.fetch_rows(rows, x + at - rows_written * C);
+                if (next) tile.fetch_rows(rows, next + (P - rows.count - row) * C + column);
                 const auto line = fused(load_rows(tile, rows, x + at) - mean, slope, offset);
                 tile.store_result(y + at, activated<silu_on>(line), past_caches);
             });

@@ -25,7 +25,7 @@ void for_each_unit(const AdaGroupNorm& call, int64_t units, Unit unit) {
 template <typename T, bool silu_on>
 void run(const AdaGroupNorm& call, const AdaGroupNormForward& pass) {
     if (call.channels_last) {
-        const Blocks blocks = blocks_of(call);
+        const Blocks blocks = blocks_of<T>(call);
         for_each_unit(call, call.batch * blocks.count,
                       [&](int64_t i) { forward_channels_last<T, silu_on>(call, pass, blocks, i); });
     } else {
@@ -37,7 +37,7 @@ void run(const AdaGroupNorm& call, const AdaGroupNormForward& pass) {
 template <typename T, bool silu_on>
 void run(const AdaGroupNorm& call, const AdaGroupNormBackward& pass) {
     if (call.channels_last) {
-        const Blocks blocks = blocks_of(call);
+        const Blocks blocks = blocks_of<T>(call);
         for_each_unit(call, call.batch * blocks.count,
                       [&](int64_t i) { backward_channels_last<T, silu_on>(call, pass, blocks, i); });
     } else {

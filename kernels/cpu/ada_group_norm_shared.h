@@ -16,13 +16,19 @@ constexpr int64_t rows_a_float = 32;  // elements a float32 lane sums before it 
 FASTCOND_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 FASTCOND_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-constexpr int64_t bytes_past_caches = int64_t{32} << 20;
+constexpr int64_t bytes_past_caches = int64_t{16} << 20;  // and as many of the input
+
+// Whether x and a result of it are more than caches hold.
+template <typename T>
+FASTCOND_INLINE bool is_large(const AdaGroupNorm& call) {
+    return call.batch * call.channels * call.positions * int64_t(sizeof(T)) >= bytes_past_caches;
+}
 
 // Whether a unit's result, whose rows are `row` elements apart, goes past the caches: no next reader would find all of it there.
 template <typename T>
 FASTCOND_INLINE bool goes_past_caches(const AdaGroupNorm& call, const T* result, int64_t row) {
-    return sizeof(T) == sizeof(float) && call.batch * call.channels * call.positions * int64_t(sizeof(T)) >= bytes_past_caches &&
-           row % lanes == 0 && reinterpret_cast<std::uintptr_t>(result) % (lanes * sizeof(T)) == 0;
+    return sizeof(T) == sizeof(float) && is_large<T>(call) && row % lanes == 0 &&
+           reinterpret_cast<std::uintptr_t>(result) % (lanes * sizeof(T)) == 0;
 }
 
 // Where du stands meanwhile: where dx is to be, or in `count` elements of scratch.
