@@ -77,6 +77,7 @@ class Recorder:
     def __init__(self, library: Any, weights: PackedWeights) -> None:
         self.steps: list[Step] = []
         self.segments: list[int] = []  # where each ends
+        self._labelled = False  # whether a step depends on an image's label
         self._library, self._weights = library, weights
 
     def convolve(
@@ -240,6 +241,10 @@ class Recorder:
             self.segments.append(len(self.steps))
 
     def _add(self, method: str, operands: tuple[Operand, ...], numbers: tuple[int, ...], **more: Any) -> None:
+        # Copies of the same images share what comes before their labels.
+        if not self._labelled and (method == "add_row_bias" or (method == "add_channel_norm" and numbers[0] >= 0)):
+            self._labelled = True
+            self.end_segment()
         # What reads the input may write several copies of what it makes of it, for all images.
         reads_input = any(isinstance(o, int) and o == self._library.Network.INPUT for o in operands)
         if reads_input:
@@ -273,6 +278,7 @@ class NativeNetwork:
         private = _private_buffers(buffers)
         self._plan = plan_memory([[b for b in segment if b not in private] for segment in buffers])
         self._private = [list(dict.fromkeys(b for b in segment if b in private)) for segment in buffers]
+        self._kept = _kept_buffers(buffers, private)
         self._capacity, self._threads, self._memory, self._network = 0, 0, native.floats(0), library.Network()
         self.images_at_a_time: int | None = None  # for tests; None: as many as are fast
 
@@ -336,12 +342,14 @@ class NativeNetwork:
                 return start.get(operand, 0)
             return operand.data_ptr() if isinstance(operand, Tensor) else operand
 
-        ends = set(self._segments)
+        kept_at = dict(zip(self._segments, self._kept, strict=True))
         for i, step in enumerate(self._steps):
             tensors = [address(operand, step) for operand in step.operands]
             getattr(network, step.method)(tensors, step.numbers, *step.more)
-            if i + 1 in ends:
+            if i + 1 in kept_at:
                 network.end_segment()
+                for buffer in kept_at[i + 1]:
+                    network.keep(start.get(buffer, 0), buffer.floats)
 
 
 def _redirected(steps: Sequence[Step], old: Operand, new: Operand) -> list[Step]:
@@ -366,3 +374,13 @@ def _private_buffers(segments: Sequence[Sequence[Buffer]]) -> set[Buffer]:
     segment_of: dict[Buffer, int] = {}
     shared = {b for i, buffers in enumerate(segments) for b in buffers if segment_of.setdefault(b, i) != i}
     return segment_of.keys() - shared
+
+
+def _kept_buffers(segments: Sequence[Sequence[Buffer]], private: set[Buffer]) -> list[list[Buffer]]:
+    """Of each segment those that it is the first to name and another one names too."""
+    seen = set(private)
+    kept = []
+    for buffers in segments:
+        kept.append([b for b in dict.fromkeys(buffers) if b not in seen])
+        seen.update(buffers)
+    return kept

@@ -1,6 +1,7 @@
 #include "network.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace fastcond::cpu {
 namespace {
@@ -153,11 +154,29 @@ struct ReadsInput {
     bool operator()(const S&) const { return false; }
 };
 
+struct DependsOnLabel {
+    bool operator()(const ChannelNorm& step) const { return step.at >= 0; }
+    bool operator()(const RowBias&) const { return true; }
+    template <typename S>
+    bool operator()(const S&) const { return false; }
+};
+
+// What was made for some of an evaluation's first images becomes their copies' too.
+void copy(const Kept& kept, const Images& images, const Evaluation& evaluation) {
+    const float* made = kept.of_images + images.first * kept.floats;
+    for (int64_t i = 1; i < evaluation.copies; ++i) {
+        float* to = kept.of_images + (i * (evaluation.batch / evaluation.copies) + images.first) * kept.floats;
+        std::memcpy(to, made, size_t(images.count * kept.floats) * sizeof(float));
+    }
+}
+
 }  // namespace
 
 void Network::end_segment() {
     Segment segment{segments_.empty() ? 0 : segments_.back().end, steps_.size()};
+    segment.labelled = !segments_.empty() && segments_.back().labelled;
     for (size_t i = segment.begin; i < segment.end; ++i) {
+        segment.labelled = segment.labelled || std::visit(DependsOnLabel{}, steps_[i]);
         segment.images = std::max(segment.images, std::visit(Wanted{}, steps_[i]));
         segment.reads_input = segment.reads_input || std::visit(ReadsInput{}, steps_[i]);
     }
@@ -165,11 +184,16 @@ void Network::end_segment() {
 }
 
 void Network::run(const Evaluation& evaluation) const {
-    const int64_t batch = evaluation.batch, threads = evaluation.threads;
+    const int64_t threads = evaluation.threads;
     for (const Segment& segment : segments_) {
+        // What the last one makes is the output, which is kept for nobody.
+        const bool once = evaluation.copies > 1 && !segment.labelled && !segment.reads_input && &segment != &segments_.back();
+        const int64_t batch = once ? evaluation.batch / evaluation.copies : evaluation.batch;
         const auto go = [&](const Images& images, int together) {
             const Run step{evaluation, private_begin_, private_end_, images, together};
             for (size_t i = segment.begin; i < segment.end; ++i) std::visit(step, steps_[i]);
+            if (once)
+                for (const Kept& kept : segment.kept) copy(kept, images, evaluation);
         };
         if (batch <= (threads - 1) * segment.images || (segment.reads_input && evaluation.copies > 1)) {
             go({0, batch, 0}, evaluation.threads);

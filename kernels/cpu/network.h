@@ -24,11 +24,19 @@ struct Evaluation {
     int threads;
 };
 
+// What a segment makes for later ones: `floats` an image.
+struct Kept {
+    float* of_images;
+    int64_t floats;
+};
+
 // Steps that some images go through before the next ones do, so that they are found in a core's cache.
 struct Segment {
     size_t begin, end;   // its steps
     int64_t images = 1;  // so many at once are worth the reading of the weights
     bool reads_input = false;
+    bool labelled = false;  // it or one before depends on an image's label
+    std::vector<Kept> kept{};
 };
 
 class Network {
@@ -45,6 +53,10 @@ public:
 
     // The steps added since the last call are a segment.
     void end_segment();
+
+    // The last segment makes this for later ones. Only asked for where nothing so far has depended on a label: copies of the same
+    // images are then computed once.
+    void keep(const Kept& kept) { segments_.back().kept.push_back(kept); }
 
     // The most images that a thread takes through the segment `i` at once.
     int64_t images_together(size_t i) const { return segments_.at(i).images; }

@@ -80,6 +80,17 @@ def test_copies_are_computed_alike(changes: dict[str, Any]) -> None:
     assert torch.equal(denoiser(x_t, row), denoiser(both, row)[:3])
 
 
+def test_copies_share_what_comes_before_their_labels() -> None:
+    """With scale_shift that is the first block's first convolution; its output is kept for the copies."""
+    network = FrozenUNet(small_unet(conditioning="scale_shift")).native_network(8, 8)
+    labelled = next(i for i, step in enumerate(network._steps) if step.method == "add_channel_norm" and step.numbers[0] >= 0)
+    assert labelled in network._segments
+    shared = network._steps[:labelled]
+    assert [step.method for step in shared].count("add_norm_conv") == 1
+    made = shared[-1].operands[8]
+    assert made in network._kept[network._segments.index(labelled)]
+
+
 @pytest.mark.parametrize("changes", [{}, SKIP_BLOCKS], ids=["plain", "skip blocks"])
 def test_all_that_is_read_of_the_memory_was_written(changes: dict[str, Any]) -> None:
     """It is poisoned between two evaluations."""
