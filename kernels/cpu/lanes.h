@@ -119,6 +119,11 @@ FASTCOND_INLINE Lanes bounded(const Lanes& value, float least, float most) {
     FASTCOND_EACH_REGISTER(result.part[i] = minimum(maximum(value.part[i], low.part[i]), high.part[i]))
     return result;
 }
+FASTCOND_INLINE Lanes larger(const Lanes& a, const Lanes& b) {
+    Lanes result;
+    FASTCOND_EACH_REGISTER(result.part[i] = maximum(a.part[i], b.part[i]))
+    return result;
+}
 // Copies go register by register: the compiler moves a whole structure in pieces of its own size, through memory.
 FASTCOND_INLINE IntLanes bits_of(const Lanes& value) {
     IntLanes bits;

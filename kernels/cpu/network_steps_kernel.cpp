@@ -6,7 +6,7 @@
 
 #include "activation.h"
 #include "channel_statistics.h"
-#include "exponential.h"
+#include "gelu.h"
 #include "products.h"
 #include "workspace.h"
 
@@ -359,9 +359,13 @@ void gated_gelu(const GatedGelu& step) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const float* x = step.x + row * 2 * C;
-        for (int64_t c = 0; c < C; c += lanes) {
+        constexpr int together = 4;
+        int64_t c = 0;
+        for (; c + together * lanes <= C; c += together * lanes)
+            store_several(step.y + row * C + c, lanes, load_several<together>(x + c, lanes) * gelu(load_several<together>(x + C + c, lanes)));
+        for (; c < C; c += lanes) {
             const int64_t count = smaller(lanes, C - c);
-            leave(step.y + row * C + c, take(x + c, count) * gelu(take(x + C + c, count)), count);
+            leave(step.y + row * C + c, take(x + c, count) * gelu(Several<1>{{take(x + C + c, count)}}).of[0], count);
         }
     }
 }

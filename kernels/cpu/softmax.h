@@ -3,7 +3,7 @@
 #pragma once
 
 #include "activation.h"
-#include "exponential.h"
+#include "products.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
 namespace {
