@@ -185,7 +185,7 @@ void bind_network(nb::module_& module);  // network_bindings.cpp
 
 NB_MODULE(_native, module) {
     // Raised with every change of what these functions take: addresses that another version reads otherwise would crash.
-    module.attr("INTERFACE") = 5;
+    module.attr("INTERFACE") = 6;
     module.doc() = "Native kernels. Call them through fastcond.ops: addresses are not checked here.";
     module.def("philox_bits", &draw<int64_t, fastcond::cpu::philox_bits>, "seeds"_a, "step"_a, "out"_a, "images"_a,
                "count"_a, "stream"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),

@@ -75,7 +75,7 @@ void add_gated_gelu(Network& network, Addresses<2> t, Numbers<2> n) {
     network.add(GatedGelu{at(t[0]), at(t[1]), 0, n[0], n[1], 1});
 }
 
-void keep(Network& network, Address of_images, int64_t floats) { network.keep({at(of_images), floats}); }
+void hand_on(Network& network, Address of_images, int64_t floats) { network.hand_on({at(of_images), floats}); }
 
 // x, y, columns, slots; width, B, copies, threads.
 void run(const Network& network, Addresses<4> t, Numbers<4> n) {
@@ -98,7 +98,7 @@ void bind_network(nb::module_& module) {
         .def("add_layer_norm", &add_layer_norm, "tensors"_a, "numbers"_a, "eps"_a)
         .def("add_gated_gelu", &add_gated_gelu, "tensors"_a, "numbers"_a)
         .def("end_segment", &Network::end_segment)
-        .def("keep", &keep, "tensor"_a, "floats"_a)
+        .def("hand_on", &hand_on, "tensor"_a, "floats"_a)
         .def("images_together", &Network::images_together, "segment"_a)
         .def("set_private", &Network::set_private, "begin"_a, "end"_a)
         .def("run", &run, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>())

@@ -278,7 +278,7 @@ class NativeNetwork:
         private = _private_buffers(buffers)
         self._plan = plan_memory([[b for b in segment if b not in private] for segment in buffers])
         self._private = [list(dict.fromkeys(b for b in segment if b in private)) for segment in buffers]
-        self._kept = _kept_buffers(buffers, private)
+        self._handed_on = _handed_on_buffers(buffers, private)
         self._capacity, self._threads, self._memory, self._network = 0, 0, native.floats(0), library.Network()
         self.images_at_a_time: int | None = None  # for tests; None: as many as are fast
 
@@ -342,14 +342,14 @@ class NativeNetwork:
                 return start.get(operand, 0)
             return operand.data_ptr() if isinstance(operand, Tensor) else operand
 
-        kept_at = dict(zip(self._segments, self._kept, strict=True))
+        handed_on_at = dict(zip(self._segments, self._handed_on, strict=True))
         for i, step in enumerate(self._steps):
             tensors = [address(operand, step) for operand in step.operands]
             getattr(network, step.method)(tensors, step.numbers, *step.more)
-            if i + 1 in kept_at:
+            if i + 1 in handed_on_at:
                 network.end_segment()
-                for buffer in kept_at[i + 1]:
-                    network.keep(start.get(buffer, 0), buffer.floats)
+                for buffer in handed_on_at[i + 1]:
+                    network.hand_on(start.get(buffer, 0), buffer.floats)
 
 
 def _redirected(steps: Sequence[Step], old: Operand, new: Operand) -> list[Step]:
@@ -376,11 +376,11 @@ def _private_buffers(segments: Sequence[Sequence[Buffer]]) -> set[Buffer]:
     return segment_of.keys() - shared
 
 
-def _kept_buffers(segments: Sequence[Sequence[Buffer]], private: set[Buffer]) -> list[list[Buffer]]:
+def _handed_on_buffers(segments: Sequence[Sequence[Buffer]], private: set[Buffer]) -> list[list[Buffer]]:
     """Of each segment those that it is the first to name and another one names too."""
     seen = set(private)
-    kept = []
+    handed_on = []
     for buffers in segments:
-        kept.append([b for b in dict.fromkeys(buffers) if b not in seen])
+        handed_on.append([b for b in dict.fromkeys(buffers) if b not in seen])
         seen.update(buffers)
-    return kept
+    return handed_on

@@ -12,7 +12,7 @@ from typing import Any
 import torch  # first: the library then shares the OpenMP runtime that torch has loaded
 from torch import Tensor
 
-INTERFACE = 5  # kernels/bindings.cpp's: what these sources call
+INTERFACE = 6  # kernels/bindings.cpp's: what these sources call
 
 
 def _load() -> Any | None:

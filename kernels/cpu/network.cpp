@@ -162,11 +162,11 @@ struct DependsOnLabel {
 };
 
 // What was made for some of an evaluation's first images becomes their copies' too.
-void copy(const Kept& kept, const Images& images, const Evaluation& evaluation) {
-    const float* made = kept.of_images + images.first * kept.floats;
+void copy(const HandedOn& made, const Images& images, const Evaluation& evaluation) {
+    const float* from = made.of_images + images.first * made.floats;
     for (int64_t i = 1; i < evaluation.copies; ++i) {
-        float* to = kept.of_images + (i * (evaluation.batch / evaluation.copies) + images.first) * kept.floats;
-        std::memcpy(to, made, size_t(images.count * kept.floats) * sizeof(float));
+        float* to = made.of_images + (i * (evaluation.batch / evaluation.copies) + images.first) * made.floats;
+        std::memcpy(to, from, size_t(images.count * made.floats) * sizeof(float));
     }
 }
 
@@ -186,14 +186,14 @@ void Network::end_segment() {
 void Network::run(const Evaluation& evaluation) const {
     const int64_t threads = evaluation.threads;
     for (const Segment& segment : segments_) {
-        // What the last one makes is the output, which is kept for nobody.
+        // What the last one makes is the output, which nothing comes after.
         const bool once = evaluation.copies > 1 && !segment.labelled && !segment.reads_input && &segment != &segments_.back();
         const int64_t batch = once ? evaluation.batch / evaluation.copies : evaluation.batch;
         const auto go = [&](const Images& images, int together) {
             const Run step{evaluation, private_begin_, private_end_, images, together};
             for (size_t i = segment.begin; i < segment.end; ++i) std::visit(step, steps_[i]);
             if (once)
-                for (const Kept& kept : segment.kept) copy(kept, images, evaluation);
+                for (const HandedOn& made : segment.handed_on) copy(made, images, evaluation);
         };
         if (batch <= (threads - 1) * segment.images || (segment.reads_input && evaluation.copies > 1)) {
             go({0, batch, 0}, evaluation.threads);

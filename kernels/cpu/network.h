@@ -25,7 +25,7 @@ struct Evaluation {
 };
 
 // What a segment makes for later ones: `floats` an image.
-struct Kept {
+struct HandedOn {
     float* of_images;
     int64_t floats;
 };
@@ -36,7 +36,7 @@ struct Segment {
     int64_t images = 1;  // so many at once are worth the reading of the weights
     bool reads_input = false;
     bool labelled = false;  // it or one before depends on an image's label
-    std::vector<Kept> kept{};
+    std::vector<HandedOn> handed_on{};
 };
 
 class Network {
@@ -54,9 +54,9 @@ public:
     // The steps added since the last call are a segment.
     void end_segment();
 
-    // The last segment makes this for later ones. Only asked for where nothing so far has depended on a label: copies of the same
-    // images are then computed once.
-    void keep(const Kept& kept) { segments_.back().kept.push_back(kept); }
+    // The last segment makes this for later ones. Where none so far depends on a label, copies of the same images are computed
+    // once and get theirs from this.
+    void hand_on(const HandedOn& handed_on) { segments_.back().handed_on.push_back(handed_on); }
 
     // The most images that a thread takes through the segment `i` at once.
     int64_t images_together(size_t i) const { return segments_.at(i).images; }

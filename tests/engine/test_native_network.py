@@ -81,14 +81,14 @@ def test_copies_are_computed_alike(changes: dict[str, Any]) -> None:
 
 
 def test_copies_share_what_comes_before_their_labels() -> None:
-    """With scale_shift that is the first block's first convolution; its output is kept for the copies."""
+    """With scale_shift that is the first block's first convolution; its output is handed on to the copies."""
     network = FrozenUNet(small_unet(conditioning="scale_shift")).native_network(8, 8)
     labelled = next(i for i, step in enumerate(network._steps) if step.method == "add_channel_norm" and step.numbers[0] >= 0)
     assert labelled in network._segments
     shared = network._steps[:labelled]
     assert [step.method for step in shared].count("add_norm_conv") == 1
     made = shared[-1].operands[8]
-    assert made in network._kept[network._segments.index(labelled)]
+    assert made in network._handed_on[network._segments.index(labelled)]
 
 
 @pytest.mark.parametrize("changes", [{}, SKIP_BLOCKS], ids=["plain", "skip blocks"])
