@@ -70,6 +70,10 @@ class Step:
     more: tuple[float, ...] = ()
     optional: frozenset[Buffer] = frozenset()
 
+    def has(self, address: int) -> bool:
+        """Whether it is one of the operands."""
+        return any(isinstance(operand, int) and operand == address for operand in self.operands)
+
 
 class Recorder:
     """Records the steps of a walk over maps [B, H, W, C]."""
@@ -77,7 +81,7 @@ class Recorder:
     def __init__(self, library: Any, weights: PackedWeights) -> None:
         self.steps: list[Step] = []
         self.segments: list[int] = []  # where each ends
-        self._labelled = False  # whether a step depends on an image's label
+        self.unlabelled: int | None = None  # the number of steps before the first that depends on an image's label
         self._library, self._weights = library, weights
 
     def convolve(
@@ -242,14 +246,15 @@ class Recorder:
 
     def _add(self, method: str, operands: tuple[Operand, ...], numbers: tuple[int, ...], **more: Any) -> None:
         # Copies of the same images share what comes before their labels.
-        if not self._labelled and (method == "add_row_bias" or (method == "add_channel_norm" and numbers[0] >= 0)):
-            self._labelled = True
+        if self.unlabelled is None and (method == "add_row_bias" or (method == "add_channel_norm" and numbers[0] >= 0)):
+            self.unlabelled = len(self.steps)
             self.end_segment()
         # What reads the input may write several copies of what it makes of it, for all images.
-        reads_input = any(isinstance(o, int) and o == self._library.Network.INPUT for o in operands)
+        step = Step(method, operands, numbers, **more)
+        reads_input = step.has(self._library.Network.INPUT)
         if reads_input:
             self.end_segment()
-        self.steps.append(Step(method, operands, numbers, **more))
+        self.steps.append(step)
         if reads_input:
             self.end_segment()
 
@@ -278,7 +283,12 @@ class NativeNetwork:
         private = _private_buffers(buffers)
         self._plan = plan_memory([[b for b in segment if b not in private] for segment in buffers])
         self._private = [list(dict.fromkeys(b for b in segment if b in private)) for segment in buffers]
-        self._handed_on = _handed_on_buffers(buffers, private)
+        # Copies of the same images share what is made of buffers before their labels. What is made of the input each has already.
+        made = _made_for_others(buffers, private)
+        self._handed_on = [
+            of_segment if end <= (recorder.unlabelled or 0) and not segment[0].has(library.Network.INPUT) else []
+            for of_segment, segment, end in zip(made, steps, ends, strict=True)
+        ]
         self._capacity, self._threads, self._memory, self._network = 0, 0, native.floats(0), library.Network()
         self.images_at_a_time: int | None = None  # for tests; None: as many as are fast
 
@@ -376,11 +386,11 @@ def _private_buffers(segments: Sequence[Sequence[Buffer]]) -> set[Buffer]:
     return segment_of.keys() - shared
 
 
-def _handed_on_buffers(segments: Sequence[Sequence[Buffer]], private: set[Buffer]) -> list[list[Buffer]]:
+def _made_for_others(segments: Sequence[Sequence[Buffer]], private: set[Buffer]) -> list[list[Buffer]]:
     """Of each segment those that it is the first to name and another one names too."""
     seen = set(private)
-    handed_on = []
+    made = []
     for buffers in segments:
-        handed_on.append([b for b in dict.fromkeys(buffers) if b not in seen])
+        made.append([b for b in dict.fromkeys(buffers) if b not in seen])
         seen.update(buffers)
-    return handed_on
+    return made

@@ -154,13 +154,6 @@ struct ReadsInput {
     bool operator()(const S&) const { return false; }
 };
 
-struct DependsOnLabel {
-    bool operator()(const ChannelNorm& step) const { return step.at >= 0; }
-    bool operator()(const RowBias&) const { return true; }
-    template <typename S>
-    bool operator()(const S&) const { return false; }
-};
-
 // What was made for some of an evaluation's first images becomes their copies' too.
 void copy(const HandedOn& made, const Images& images, const Evaluation& evaluation) {
     const float* from = made.of_images + images.first * made.floats;
@@ -174,9 +167,7 @@ void copy(const HandedOn& made, const Images& images, const Evaluation& evaluati
 
 void Network::end_segment() {
     Segment segment{segments_.empty() ? 0 : segments_.back().end, steps_.size()};
-    segment.labelled = !segments_.empty() && segments_.back().labelled;
     for (size_t i = segment.begin; i < segment.end; ++i) {
-        segment.labelled = segment.labelled || std::visit(DependsOnLabel{}, steps_[i]);
         segment.images = std::max(segment.images, std::visit(Wanted{}, steps_[i]));
         segment.reads_input = segment.reads_input || std::visit(ReadsInput{}, steps_[i]);
     }
@@ -186,8 +177,7 @@ void Network::end_segment() {
 void Network::run(const Evaluation& evaluation) const {
     const int64_t threads = evaluation.threads;
     for (const Segment& segment : segments_) {
-        // What the last one makes is the output, which nothing comes after.
-        const bool once = evaluation.copies > 1 && !segment.labelled && !segment.reads_input && &segment != &segments_.back();
+        const bool once = evaluation.copies > 1 && !segment.handed_on.empty();
         const int64_t batch = once ? evaluation.batch / evaluation.copies : evaluation.batch;
         const auto go = [&](const Images& images, int together) {
             const Run step{evaluation, private_begin_, private_end_, images, together};

@@ -24,7 +24,7 @@ struct Evaluation {
     int threads;
 };
 
-// What a segment makes for later ones: `floats` an image.
+// What a segment makes for later ones and copies of the same images share: `floats` an image.
 struct HandedOn {
     float* of_images;
     int64_t floats;
@@ -35,8 +35,7 @@ struct Segment {
     size_t begin, end;   // its steps
     int64_t images = 1;  // so many at once are worth the reading of the weights
     bool reads_input = false;
-    bool labelled = false;  // it or one before depends on an image's label
-    std::vector<HandedOn> handed_on{};
+    std::vector<HandedOn> handed_on{};  // where copies of the same images have the same
 };
 
 class Network {
@@ -54,8 +53,8 @@ public:
     // The steps added since the last call are a segment.
     void end_segment();
 
-    // The last segment makes this for later ones. Where none so far depends on a label, copies of the same images are computed
-    // once and get theirs from this.
+    // The last segment, which neither reads the input nor depends on labels, makes this for later ones. It runs once for all copies
+    // of the same images, so all that it makes for later ones is to be named.
     void hand_on(const HandedOn& handed_on) { segments_.back().handed_on.push_back(handed_on); }
 
     // The most images that a thread takes through the segment `i` at once.

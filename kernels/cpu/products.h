@@ -47,18 +47,24 @@ FASTCOND_INLINE void fetch_place(const Product& p, int64_t place) {
     }
 }
 
-// Adds one term to every sum: of a column of `left`, whose rows are `row_stride` floats apart, and a row of `right`.
-template <int rows, int vectors, int row_stride>
-FASTCOND_INLINE void add_term(FloatRegister (&sums)[rows][vectors], const float* left, const float* right) {
+// Adds one term to every sum: left(row) times a row of `right`.
+template <int rows, int vectors, typename Left>
+FASTCOND_INLINE void add_term(FloatRegister (&sums)[rows][vectors], Left left, const float* right) {
     FloatRegister b[vectors];
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) std::memcpy(&b[j], right + j * register_lanes, sizeof b[j]);
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r) {
-        const FloatRegister a = left[r * row_stride] - FloatRegister{};  // in all lanes: x - 0 is x, -0 too
+        const FloatRegister a = left(r) - FloatRegister{};  // in all lanes: x - 0 is x, -0 too
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; ++j) sums[r][j] = fused(a, b[j], sums[r][j]);
     }
+}
+
+// The same of a column whose rows are `row_stride` floats apart.
+template <int rows, int vectors, int row_stride>
+FASTCOND_INLINE void add_term(FloatRegister (&sums)[rows][vectors], const float* left, const float* right) {
+    add_term(sums, [=](int r) FASTCOND_INLINE_LAMBDA { return left[r * row_stride]; }, right);
 }
 
 template <int rows, int vectors>
@@ -241,15 +247,8 @@ void multiply(const RowProduct& p) {
         for (int i = 0; i * apart < rows; ++i) left[i] = source.x + i * apart * source.channels;
         for (int64_t c = 0; c < source.channels; ++c, right += p.width) {
             if (c % terms_a_row == 0 && row < rows) p.to.ask_for<vectors>(row++);
-            FloatRegister b[vectors];
-#pragma GCC unroll 2
-            for (int j = 0; j < vectors; ++j) std::memcpy(&b[j], right + j * register_lanes, sizeof b[j]);
-#pragma GCC unroll 14
-            for (int r = 0; r < rows; ++r) {
-                const FloatRegister a = left[r / apart][r % apart * source.channels + c] - FloatRegister{};  // as in add_term
-#pragma GCC unroll 2
-                for (int j = 0; j < vectors; ++j) sums[r][j] = fused(a, b[j], sums[r][j]);
-            }
+            const auto row_of = [&](int r) FASTCOND_INLINE_LAMBDA { return left[r / apart][r % apart * source.channels + c]; };
+            add_term(sums, row_of, right);
         }
     }
     finish_sums(sums, p.to);
