@@ -231,6 +231,7 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
                 const int64_t at = row * C + column;
                 tile.fetch_rows(rows, x + at - rows_written * C);
                 if (next) tile.fetch_rows(rows, next + (P - rows.count - row) * C + column);
+                if (!past_caches) tile.fetch_rows_to_write(rows, y + at - rows_written * C);
                 const auto line = fused(load_rows(tile, rows, x + at) - mean, slope, offset);
                 tile.store_result(y + at, activated<silu_on>(line), past_caches);
             });
@@ -267,6 +268,7 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
                 const int64_t at = row * C + column;
                 tile.fetch_rows(rows, x + at + strip * C);
                 tile.fetch_rows(rows, dy + at + strip * C);
+                if (!past_caches) tile.fetch_rows_to_write(rows, dx + at + strip * C);
                 const auto d = load_rows(tile, rows, x + at) - mean;
                 const auto here = through_activation<silu_on>(load_rows(tile, rows, dy + at), fused(d, slope, offset));
                 tile.store(du + at, here);

@@ -37,6 +37,14 @@ struct Whole {
 #endif
         for (int k = 0; k < n; ++k) fetch(row + i + k * lanes);
     }
+    // And what it will write: a line that is in no cache would be waited for.
+    template <typename T>
+    FASTCOND_INLINE void fetch_to_write_ahead(const T* row) const {
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
+        for (int k = 0; k < n; ++k) fetch_to_write(row + i + k * lanes);
+    }
 };
 struct Part {
     int64_t i, count;
@@ -54,6 +62,8 @@ struct Part {
     }
     template <typename T>
     FASTCOND_INLINE void fetch_ahead(const T*) const {}
+    template <typename T>
+    FASTCOND_INLINE void fetch_to_write_ahead(const T*) const {}
     // 0 in the lanes that are not there.
     FASTCOND_INLINE Several<1> only(const Several<1>& value) const {
         float lane[lanes];
@@ -171,7 +181,10 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
         const T* from = x + c * unit.positions;
         T* to = y + c * unit.positions;
         for_each_lanes(unit.positions, [=](auto at) FASTCOND_INLINE_LAMBDA {
-            if constexpr (silu_on) at.fetch_ahead(from + next);
+            if constexpr (silu_on) {
+                at.fetch_ahead(from + next);
+                if (!past_caches) at.fetch_to_write_ahead(to + next);
+            }
             at.put_result(to, activated<silu_on>(fused(at(from) - means, slope, offset)), past_caches);
         });
     }
@@ -185,10 +198,10 @@ struct ChannelSums {
 
 constexpr int64_t channels_in_turn = registers == 1 ? 8 : 1;  // with more registers a sum, all at once take longer than the waits
 
-// Stores du of one channel too. `next` is the distance to what the next unit will read.
+// Stores du of one channel too. `next` is the distance to what the next unit will read, and write where there is a `dx`.
 template <bool silu_on, typename T>
-FASTCOND_INLINE void reduce_channel(const T* x, const T* dy, float* du, int64_t positions, int64_t next, const Lanes& mean,
-                                    const Lanes& slope, const Lanes& offset, ChannelSums& total) {
+FASTCOND_INLINE void reduce_channel(const T* x, const T* dy, float* du, const T* dx, int64_t positions, int64_t next,
+                                    const Lanes& mean, const Lanes& slope, const Lanes& offset, ChannelSums& total) {
     for (int64_t begin = 0; begin < positions; begin += rows_a_float * lanes) {
         Lanes of_distance = all_lanes(0.0f), of_du = of_distance;
         const T *from = x + begin, *upstream = dy + begin;
@@ -197,6 +210,7 @@ FASTCOND_INLINE void reduce_channel(const T* x, const T* dy, float* du, int64_t 
             if constexpr (silu_on) {
                 at.fetch_ahead(from + next);
                 at.fetch_ahead(upstream + next);
+                if (dx) at.fetch_to_write_ahead(dx + begin + next);
             }
             const auto d = at(from) - mean;
             const auto here = at.only(through_activation<silu_on>(at(upstream), fused(d, slope, offset)));
@@ -236,8 +250,9 @@ void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& b
         ChannelSums total[channels_in_turn];
         const int64_t end = smaller(first + channels_in_turn, channels.count);
         for (int64_t c = first; c < end; ++c)
-            reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, P, next, all_lanes(channels.mean[c]),
-                                    all_lanes(channels.slope[c]), all_lanes(channels.offset[c]), total[c - first]);
+            reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, past_caches ? nullptr : dx + c * P, P, next,
+                                    all_lanes(channels.mean[c]), all_lanes(channels.slope[c]), all_lanes(channels.offset[c]),
+                                    total[c - first]);
         for (int64_t c = first; c < end; ++c) {
             of_du[c] = sum_of(total[c - first].of_du);
             of_xh[c] = sum_of(total[c - first].of_distance);
