@@ -19,7 +19,7 @@ constexpr int64_t row_counters = 32;
 constexpr int64_t row_channels = 16;
 // Fewer elements are done before a second thread has woken up.
 constexpr int64_t noisy_elements_worth_a_thread = 4096;
-constexpr int64_t elements_worth_a_thread = 32768;
+constexpr int64_t elements_worth_a_thread = 16384;
 
 FASTCOND_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

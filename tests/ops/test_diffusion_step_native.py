@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastcond.ops import native, philox_normal
+from fastcond.ops import diffusion_step, native, philox_normal, short_way
 from fastcond.ops.diffusion_step import cpu, reference
 from fastcond.ops.philox import STEP_NOISE
 from tests.support.samplers import seeds_of
@@ -152,3 +154,21 @@ def test_the_native_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(reference, "step_into", None)
     for case in CASES:
         cpu.step(*case.operands())
+
+
+@pytest.mark.parametrize("case", CASES[:4], ids=str)
+def test_past_the_dispatcher_it_gives_the_bits_that_the_op_gives(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, cond, uncond, history, coefficients, row, w, seeds, draws = case.operands()
+    table = SimpleNamespace(coefficients=coefficients, keeps_history=True, draws_noise=draws)
+
+    def run() -> tuple[Tensor, Tensor]:
+        out, x_0 = torch.cat((x, x)), torch.empty_like(x)
+        return diffusion_step(x, cond, uncond, table, row, seeds=seeds, guidance=w, history=history, out=out, out_x_0=x_0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[diffusion_step.__module__], "diffusion_step_into", None)
+        past = run()
+    with monkeypatch.context() as patch:
+        patch.setattr(short_way, "is_short", lambda *tensors: False)
+        by_op = run()
+    assert equal(past, by_op)

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastcond.ops import short_way
+from fastcond.ops.diffusion_step import cpu
 from fastcond.ops.diffusion_step.op import diffusion_step_functional, diffusion_step_into
 
 
@@ -75,20 +77,13 @@ def diffusion_step(
         raise ValueError(f"row is {row.dtype} {list(row.shape)}; int64 [1] is needed")
     if seeds.dtype != torch.int64 or seeds.shape != (batch, 2):
         raise ValueError(f"seeds is {seeds.dtype} {list(seeds.shape)}; int64 [{batch}, 2] is needed")
-    device = x.device
-    for name, operand in (
-        ("out_cond", out_cond),
-        ("out_uncond", out_uncond),
-        ("table.coefficients", table.coefficients),
-        ("row", row),
-        ("seeds", seeds),
-        ("guidance", guidance),
-        ("history", history),
-        ("out", out),
-        ("out_x_0", out_x_0),
-    ):
-        if isinstance(operand, Tensor) and operand.device != device:
-            raise ValueError(f"{name} is on {operand.device} and x on {device}; move it there")
+    others: tuple[Tensor | None, ...] = (out_cond, out_uncond, table.coefficients, row, seeds, history, out, out_x_0)
+    if isinstance(guidance, Tensor):
+        others = (*others, guidance)
+    # Past the dispatcher, and no need to ask about devices, where all are plain tensors of the CPU.
+    short = short_way.is_short(x, *others)
+    if not short:
+        _require_one_device(x, others)
     if table.keeps_history:
         if history is None:
             raise ValueError("this sampler reads the x_0 of the row before; pass it as history (zeros at row 0)")
@@ -113,8 +108,18 @@ def diffusion_step(
     _require_float32_like("out_x_0", out_x_0, x)
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in operands[:4]):
         raise NotImplementedError("diffusion_step has no gradient; sample under torch.no_grad()")
-    diffusion_step_into(*operands, out, out_x_0)
+    if short:
+        cpu.step_into(*operands, out, out_x_0)
+    else:
+        diffusion_step_into(*operands, out, out_x_0)
     return out, out_x_0
+
+
+def _require_one_device(x: Tensor, others: tuple[Tensor | None, ...]) -> None:
+    names = ("out_cond", "out_uncond", "table.coefficients", "row", "seeds", "history", "out", "out_x_0", "guidance")
+    for name, other in zip(names, others, strict=False):  # guidance may be a number
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name} is on {other.device} and x on {x.device}; move it there")
 
 
 def _require_float32_like(name: str, value: Tensor, x: Tensor) -> None:
