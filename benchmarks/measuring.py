@@ -29,7 +29,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 _SHORTEST_ROUND = 5e-4 if DEVICE.type == "cpu" else 5e-3  # seconds; a round ends with one synchronisation
 SECONDS_OF_OP, SECONDS_OF_NETWORK = 0.3, 2.0  # aimed at for all rounds of a bench; a machine's speed drifts within a second
-_ROUNDS = (5, 60)  # at least and at most
+_ROUNDS = (5, 400)  # at least and at most
 
 
 def describe(benchmark: Any, op: str, case: str, way: str, moved: int | None = None, **figures: float) -> None:
