@@ -29,21 +29,13 @@ struct Whole {
         put(row, value);
     }
     FASTCOND_INLINE Several<n> only(const Several<n>& value) const { return value; }
-    // What the next unit will read: it comes while this one is computed.
+    // What the next unit will read, or write: it comes while this one is computed.
     template <typename T>
-    FASTCOND_INLINE void fetch_ahead(const T* row) const {
+    FASTCOND_INLINE void fetch_ahead(const T* row, bool to_write = false) const {
 #if defined(__GNUC__)
 #pragma GCC unroll 8
 #endif
-        for (int k = 0; k < n; ++k) fetch(row + i + k * lanes);
-    }
-    // And what it will write: a line that is in no cache would be waited for.
-    template <typename T>
-    FASTCOND_INLINE void fetch_to_write_ahead(const T* row) const {
-#if defined(__GNUC__)
-#pragma GCC unroll 8
-#endif
-        for (int k = 0; k < n; ++k) fetch_to_write(row + i + k * lanes);
+        for (int k = 0; k < n; ++k) to_write ? fetch_to_write(row + i + k * lanes) : fetch(row + i + k * lanes);
     }
 };
 struct Part {
@@ -61,9 +53,7 @@ struct Part {
         put(row, value);
     }
     template <typename T>
-    FASTCOND_INLINE void fetch_ahead(const T*) const {}
-    template <typename T>
-    FASTCOND_INLINE void fetch_to_write_ahead(const T*) const {}
+    FASTCOND_INLINE void fetch_ahead(const T*, bool = false) const {}
     // 0 in the lanes that are not there.
     FASTCOND_INLINE Several<1> only(const Several<1>& value) const {
         float lane[lanes];
@@ -183,7 +173,7 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
         for_each_lanes(unit.positions, [=](auto at) FASTCOND_INLINE_LAMBDA {
             if constexpr (silu_on) {
                 at.fetch_ahead(from + next);
-                if (!past_caches) at.fetch_to_write_ahead(to + next);
+                if (!past_caches) at.fetch_ahead(to + next, true);
             }
             at.put_result(to, activated<silu_on>(fused(at(from) - means, slope, offset)), past_caches);
         });
@@ -210,7 +200,7 @@ FASTCOND_INLINE void reduce_channel(const T* x, const T* dy, float* du, const T*
             if constexpr (silu_on) {
                 at.fetch_ahead(from + next);
                 at.fetch_ahead(upstream + next);
-                if (dx) at.fetch_to_write_ahead(dx + begin + next);
+                if (dx) at.fetch_ahead(dx + begin + next, true);
             }
             const auto d = at(from) - mean;
             const auto here = at.only(through_activation<silu_on>(at(upstream), fused(d, slope, offset)));

@@ -77,9 +77,8 @@ def diffusion_step(
         raise ValueError(f"row is {row.dtype} {list(row.shape)}; int64 [1] is needed")
     if seeds.dtype != torch.int64 or seeds.shape != (batch, 2):
         raise ValueError(f"seeds is {seeds.dtype} {list(seeds.shape)}; int64 [{batch}, 2] is needed")
-    others: tuple[Tensor | None, ...] = (out_cond, out_uncond, table.coefficients, row, seeds, history, out, out_x_0)
-    if isinstance(guidance, Tensor):
-        others = (*others, guidance)
+    scales = guidance if isinstance(guidance, Tensor) else None
+    others = (out_cond, out_uncond, table.coefficients, row, seeds, scales, history, out, out_x_0)
     # Past the dispatcher, and no need to ask about devices, where all are plain tensors of the CPU.
     short = short_way.is_short(x, *others)
     if not short:
@@ -108,16 +107,14 @@ def diffusion_step(
     _require_float32_like("out_x_0", out_x_0, x)
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in operands[:4]):
         raise NotImplementedError("diffusion_step has no gradient; sample under torch.no_grad()")
-    if short:
-        cpu.step_into(*operands, out, out_x_0)
-    else:
-        diffusion_step_into(*operands, out, out_x_0)
+    step_into = cpu.step_into if short else diffusion_step_into
+    step_into(*operands, out, out_x_0)
     return out, out_x_0
 
 
 def _require_one_device(x: Tensor, others: tuple[Tensor | None, ...]) -> None:
-    names = ("out_cond", "out_uncond", "table.coefficients", "row", "seeds", "history", "out", "out_x_0", "guidance")
-    for name, other in zip(names, others, strict=False):  # guidance may be a number
+    names = ("out_cond", "out_uncond", "table.coefficients", "row", "seeds", "guidance", "history", "out", "out_x_0")
+    for name, other in zip(names, others, strict=True):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} is on {other.device} and x on {x.device}; move it there")
 
