@@ -184,11 +184,21 @@ def cores() -> int:
 def processor_name() -> str:
     """The processor's model as Linux names it, elsewhere as Python does."""
     information = Path("/proc/cpuinfo")
-    if information.is_file():
-        models = re.findall(r"^model name\s*:\s*(.+)$", information.read_text(encoding="utf-8"), re.MULTILINE)
-        if models:
-            return " ".join(models[0].split())
-    return platform.processor() or platform.machine()
+    found = name_in(information.read_text(encoding="utf-8")) if information.is_file() else None
+    return found or platform.processor() or platform.machine()
+
+
+def name_in(information: str) -> str | None:
+    """The first processor's name in the text of Linux's /proc/cpuinfo; None where it has none.
+
+    A virtual machine may say no more than "AMD EPYC", of any generation: a name without a number, its clock's apart, gets family
+    and model.
+    """
+    fields = dict(re.findall(r"^([^:\t]+?)[ \t]*:[ \t]*(.*)$", information.split("\n\n")[0], re.MULTILINE))
+    name = " ".join(fields.get("model name", "").split())
+    if name and not re.search(r"\d", name.split("@")[0]) and "cpu family" in fields:
+        name += f" family {fields['cpu family']} model {fields['model']}"
+    return name or None
 
 
 def this_commit() -> str:

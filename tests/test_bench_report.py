@@ -207,5 +207,23 @@ def test_a_machine_is_named_without_its_host() -> None:
     assert machine.keys() == MACHINE.keys() and "/" not in machine["name"]
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("AMD EPYC 9R14 96-Core Processor", "AMD EPYC 9R14 96-Core Processor"),
+        ("AMD EPYC", "AMD EPYC family 23 model 49"),
+        ("Intel(R) Xeon(R)  CPU @ 2.20GHz", "Intel(R) Xeon(R) CPU @ 2.20GHz family 23 model 49"),
+    ],
+)
+def test_a_processor_without_a_number_gets_family_and_model(model: str, name: str) -> None:
+    of_one = "processor\t: {}\ncpu family\t: 23\nmodel\t\t: 49\nmodel name\t: {}\nbogomips\t: 1.5\nflags\t\t: a: b\n"
+    assert report.name_in(of_one.format(0, model) + "\n" + of_one.format(1, "another")) == name
+
+
+def test_a_processor_may_have_no_name() -> None:
+    assert report.name_in("processor\t: 0\nBogoMIPS\t: 243.75\nCPU architecture: 8\n") is None
+    assert report.name_in("") is None
+
+
 def test_the_committed_table_is_that_of_the_committed_records(repository: Path) -> None:
     assert (repository / "benchmarks/RESULTS.md").read_text(encoding="utf-8") == report.render(report.read_records())
