@@ -33,7 +33,7 @@ FASTCOND_INLINE Several<n> scaled_power(const Several<n>& t, float k) {
     for (int i = 1; i < 5; ++i) p = fused(p, f, all_lanes(k * others[i]));
     return several<n>([&](int j) FASTCOND_INLINE_LAMBDA -> Lanes {
 #if defined(__AVX512F__)
-        // Rounded towards 0, what is too large is the largest float32, so that `reciprocal` meets no infinity.
+        // Rounded towards 0, what is too large is the largest float32, so that `quotient` meets no infinity.
         return {{_mm512_maskz_scalef_round_ps(0xFFFF, p.of[j].part[0], t.of[j].part[0],
                                               _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)}};
 #else
@@ -42,53 +42,37 @@ FASTCOND_INLINE Several<n> scaled_power(const Several<n>& t, float k) {
     });
 }
 
+// a / x. AVX-512, whose divider takes twice as long for a register that is twice as wide, multiplies by an approximation of 1 / x
+// with a step of Newton's, within a rounding or two. Elsewhere the divider works beside all that else there is to do.
+template <int n, typename A>
+FASTCOND_INLINE Several<n> quotient(const A& a, const Several<n>& x) {
 #if defined(__AVX512F__)
-#define FASTCOND_HAS_RECIPROCAL 1
-FASTCOND_INLINE FloatRegister near_reciprocal(FloatRegister x) { return _mm512_maskz_rcp14_ps(0xFFFF, x); }
-#elif defined(__AVX2__) && defined(__FMA__)
-#define FASTCOND_HAS_RECIPROCAL 1
-FASTCOND_INLINE FloatRegister near_reciprocal(FloatRegister x) { return _mm256_rcp_ps(x); }
-#endif
-
-// 1 / x within a rounding or two: an approximation, and a step of Newton's, which from AVX2's 12 bits takes the next order in.
-// There an infinite x has the approximation 0 and the error 1 - infinity 0, which is NaN: as -1 it leaves the 0.
-template <int n>
-FASTCOND_INLINE Several<n> reciprocal(const Several<n>& x) {
-    const Lanes one = all_lanes(1.0f);
-#if defined(FASTCOND_HAS_RECIPROCAL)
-    const Several<n> near = several<n>([&](int k) FASTCOND_INLINE_LAMBDA {
-        Lanes result;
-        FASTCOND_EACH_REGISTER(result.part[i] = near_reciprocal(x.of[k].part[i]))
-        return result;
+    const Several<n> near = several<n>([&](int k) FASTCOND_INLINE_LAMBDA -> Lanes {
+        return {{_mm512_maskz_rcp14_ps(0xFFFF, x.of[k].part[0])}};
     });
-    const Several<n> found = several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return fused(-x.of[k], near.of[k], one); });
-    if constexpr (registers == 1) return fused(near, found, near);
-    const Several<n> error = several<n>([&](int k) FASTCOND_INLINE_LAMBDA {
-        Lanes result;
-        FASTCOND_EACH_REGISTER(result.part[i] = maximum(found.of[k].part[i], (-one).part[i]))
-        return result;
-    });
-    return fused(near, fused(error, error, error), near);
+    const Several<n> found = several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return fused(-x.of[k], near.of[k], all_lanes(1.0f)); });
+    const Several<n> inverse = fused(near, found, near);
+    return several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return inverse.of[k] * nth(a, k); });
 #else
-    return several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return one / x.of[k]; });
+    return several<n>([&](int k) FASTCOND_INLINE_LAMBDA { return nth(a, k) / x.of[k]; });
 #endif
 }
 
-// 1 / (k (1 + e^-u)).
+// k (1 + e^-u).
 template <int n>
-FASTCOND_INLINE Several<n> scaled_sigmoid(const Several<n>& t, float k) {
-    return reciprocal(scaled_power(t, k) + all_lanes(k));
+FASTCOND_INLINE Several<n> scaled_inverse_sigmoid(const Several<n>& t, float k) {
+    return scaled_power(t, k) + all_lanes(k);
 }
 
 template <int n>
 FASTCOND_INLINE Several<n> silu_of_power(const Several<n>& t) {
-    return t * scaled_sigmoid(t, minus_log2_e);
+    return quotient(t, scaled_inverse_sigmoid(t, minus_log2_e));
 }
 
 // d silu / du = s (1 + u (1 - s)), s = sigmoid(u), which is exactly 0 or 1 where u is large.
 template <int n>
 FASTCOND_INLINE Several<n> silu_slope_of_power(const Several<n>& t) {
-    const Several<n> s = scaled_sigmoid(t, 1.0f);
+    const Several<n> s = quotient(all_lanes(1.0f), scaled_inverse_sigmoid(t, 1.0f));
     return fused(t * s, fused(s, all_lanes(-minus_ln_2), all_lanes(minus_ln_2)), s);
 }
 

@@ -15,7 +15,7 @@ FASTCOND_INLINE Several<n> gelu(const Several<n>& x) {
     const Several<n> magnitude = several<n>([&](int k) FASTCOND_INLINE_LAMBDA {
         return bounded(larger(x.of[k], zero - x.of[k]), 0.0f, 30.0f);
     });
-    const Several<n> t = reciprocal(fused(magnitude, all_lanes(0.35f * 0.707106781186547524f), one));
+    const Several<n> t = quotient(one, fused(magnitude, all_lanes(0.35f * 0.707106781186547524f), one));
     Several<n> q = several<n>([](int) FASTCOND_INLINE_LAMBDA { return all_lanes(0.0374337882f); });
     constexpr float coefficients[] = {-0.153487653f,  0.168162629f, -0.00919538923f, 0.0708772317f, 0.155172169f,
                                       0.147842035f, 0.18866615f,  0.197039783f,    0.197489247f};
