@@ -42,12 +42,8 @@ struct NormConv {
 
 void norm_conv(const NormConv& call);
 
-// Tiles of 4x4 outputs that a thread works on together: their transforms share its cache with the weights, and fewer than 32
-// would wait for these. (Of internal linkage: no build's is another's.)
-[[maybe_unused]] static int64_t tiles_together(int64_t channels) {
-    const int64_t depth = (channels + 15) / 16 * 16, fitting = (int64_t{160} << 10) / (36 * depth);
-    return fitting > 32 ? fitting : 32;
-}
+// Tiles of 4x4 outputs that a thread works on together, by the instruction set.
+int64_t tiles_together(int64_t channels);
 
 // weight [K, C, 3, 3] -> packed, the same for every instruction set: blocks of 32 features, of which the last is of 16 if no
 // more are left; each is [36][C][32], G g G^T of each filter, zero where there is no feature.

@@ -10,6 +10,18 @@
 #include "workspace.h"
 
 namespace fastcond::cpu::FASTCOND_ISA {
+
+// Their transforms share a core's second cache with the weights, and too few would wait for these. Processors without AVX-512 have
+// often half of that cache, or less.
+int64_t tiles_together(int64_t channels) {
+#if defined(__AVX512F__)
+    constexpr int64_t floats = int64_t{160} << 10, least = 32;
+#else
+    constexpr int64_t floats = int64_t{112} << 10, least = 24;
+#endif
+    return larger(least, floats / (products * parts_of(channels, lanes) * lanes));
+}
+
 namespace {
 
 constexpr int64_t products_worth_a_thread = 1 << 18;
