@@ -73,6 +73,12 @@ struct Rows {
     static constexpr int64_t count = n;
 };
 
+// From an element of the strip at `first` to what is asked for meanwhile: the next strip's, or itself behind which nothing is.
+FASTCOND_INLINE int64_t strip_ahead(const AdaGroupNorm& call, int64_t image, int64_t first) {
+    const int64_t behind = (call.batch - image) * call.positions - (first + strip);
+    return larger(0, smaller(strip, behind)) * call.channels;
+}
+
 // A tile of a row of x, y, dy or dx: sixteen columns, or the `count` that the last one has; and of n rows.
 template <bool whole>
 struct Tile {
@@ -142,13 +148,13 @@ FASTCOND_INLINE void for_each_tile(const Block& block, Run run) {
 // Adds `rows` positions to the mean (of the distance to the pivot) and the sum of squared distances to the mean of sixteen
 // columns that `before` positions have had: the strip's own mean, then Chan's merge in double.
 template <typename Tile, typename T>
-FASTCOND_INLINE void merge_rows(Tile tile, const T* x, int64_t C, const Lanes& pivot, int64_t before, int64_t rows,
+FASTCOND_INLINE void merge_rows(Tile tile, const T* x, int64_t C, int64_t ahead, const Lanes& pivot, int64_t before, int64_t rows,
                                 double share, double* mean, double* squares) {
     Lanes distance[strip], total = all_lanes(0.0f), centre;
     if (rows == strip) {
 #pragma GCC unroll 16
         for (int64_t r = 0; r < strip; ++r) {
-            tile.fetch_rows(Rows<1>{}, x + (r + strip) * C);
+            tile.fetch_rows(Rows<1>{}, x + r * C + ahead);
             distance[r] = tile.template load<1>(x + r * C).of[0] - pivot;
         }
         Lanes sums[4];
@@ -199,8 +205,9 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
     for (int64_t first = 0; first < P; first += strip) {
         const int64_t rows = smaller(P - first, strip);
         const double share = double(rows) / double(first + rows);
+        const int64_t ahead = strip_ahead(call, block.image, first);
         for_each_tile(block, [&](auto tile, int64_t column) FASTCOND_INLINE_LAMBDA {
-            merge_rows(tile, x + first * C + column, C, load_lanes(pivot + column), first, rows, share, of_columns + column,
+            merge_rows(tile, x + first * C + column, C, ahead, load_lanes(pivot + column), first, rows, share, of_columns + column,
                        squares + column);
         });
     }
@@ -223,15 +230,15 @@ void forward_channels_last(const AdaGroupNorm& call, const AdaGroupNormForward& 
     // Memory brings the next unit's block while this one is computed.
     const T* next = is_large<T>(call) && unit + 1 < call.batch * blocks.count ? first_of<T>(call, blocks, unit + 1) : nullptr;
     for (int64_t end = P; end > 0; end -= rows_written) {
-        const int64_t first = larger(end - rows_written, 0);
+        const int64_t first = larger(end - rows_written, 0), back = smaller(first, rows_written) * C;
         for_each_tile(block, [&](auto tile, int64_t column) FASTCOND_INLINE_LAMBDA {
             const Lanes mean = load_lanes(channels.mean + column), slope = load_lanes(channels.slope + column);
             const Lanes offset = load_lanes(channels.offset + column);
             for_each_rows(first, end, [&](auto rows, int64_t row) FASTCOND_INLINE_LAMBDA {
                 const int64_t at = row * C + column;
-                tile.fetch_rows(rows, x + at - rows_written * C);
+                tile.fetch_rows(rows, x + at - back);
                 if (next) tile.fetch_rows(rows, next + (P - rows.count - row) * C + column);
-                if (!past_caches) tile.fetch_rows_to_write(rows, y + at - rows_written * C);
+                if (!past_caches) tile.fetch_rows_to_write(rows, y + at - back);
                 const auto line = fused(load_rows(tile, rows, x + at) - mean, slope, offset);
                 tile.store_result(y + at, activated<silu_on>(line), past_caches);
             });
@@ -259,16 +266,16 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
                            backward.rstd[first_group + g]);
     set_lines<silu_on>(call, channels);
     for (int64_t first = 0; first < P; first += strip) {
-        const int64_t end = smaller(P, first + strip);
+        const int64_t end = smaller(P, first + strip), ahead = strip_ahead(call, block.image, first);
         for_each_tile(block, [&](auto tile, int64_t column) FASTCOND_INLINE_LAMBDA {
             const Lanes mean = load_lanes(channels.mean + column), slope = load_lanes(channels.slope + column);
             const Lanes offset = load_lanes(channels.offset + column);
             Lanes of_distance = all_lanes(0.0f), of_du = of_distance;
             for_each_rows(first, end, [&](auto rows, int64_t row) FASTCOND_INLINE_LAMBDA {
                 const int64_t at = row * C + column;
-                tile.fetch_rows(rows, x + at + strip * C);
-                tile.fetch_rows(rows, dy + at + strip * C);
-                if (!past_caches) tile.fetch_rows_to_write(rows, dx + at + strip * C);
+                tile.fetch_rows(rows, x + at + ahead);
+                tile.fetch_rows(rows, dy + at + ahead);
+                if (!past_caches) tile.fetch_rows_to_write(rows, dx + at + ahead);
                 const auto d = load_rows(tile, rows, x + at) - mean;
                 const auto here = through_activation<silu_on>(load_rows(tile, rows, dy + at), fused(d, slope, offset));
                 tile.store(du + at, here);
@@ -300,14 +307,14 @@ void backward_channels_last(const AdaGroupNorm& call, const AdaGroupNormBackward
         }
     }
     for (int64_t end = P; end > 0; end -= rows_written) {
-        const int64_t first = larger(end - rows_written, 0);
+        const int64_t first = larger(end - rows_written, 0), back = smaller(first, 2 * rows_written) * C;
         for_each_tile(block, [&](auto tile, int64_t column) FASTCOND_INLINE_LAMBDA {
             const Lanes mean = load_lanes(channels.mean + column), gain = load_lanes(channels.gain + column);
             const Lanes of_distance = load_lanes(channels.slope + column), constant = load_lanes(channels.offset + column);
             for_each_rows(first, end, [&](auto rows, int64_t row) FASTCOND_INLINE_LAMBDA {
                 const int64_t at = row * C + column;
-                tile.fetch_rows(rows, x + at - 2 * rows_written * C);
-                tile.fetch_rows_to_write(rows, du + at - 2 * rows_written * C);
+                tile.fetch_rows(rows, x + at - back);
+                tile.fetch_rows_to_write(rows, du + at - back);
                 const auto d = load_rows(tile, rows, x + at) - mean;
                 const auto gradient = fused(load_rows(tile, rows, du + at), gain, fused(d, of_distance, constant));
                 tile.store_result(dx + at, gradient, past_caches);

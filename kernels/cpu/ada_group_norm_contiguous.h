@@ -67,6 +67,7 @@ constexpr int64_t most_groups = 16;
 // Groups [first, first + groups) of one image.
 struct Unit {
     int64_t image, first, groups, width, positions, count;
+    int64_t ahead;  // from an element to what is asked for meanwhile: the next unit's, or itself behind which nothing is
 
     static int64_t groups_of(const AdaGroupNorm& call, int64_t elements) {
         const int64_t count = call.channels / call.groups * call.positions;
@@ -84,6 +85,8 @@ struct Unit {
         width = call.channels / call.groups;
         positions = call.positions;
         count = width * positions;
+        const int64_t behind = (call.batch - image) * call.channels - (first + groups) * width;
+        ahead = smaller(groups * width, behind) * positions;
     }
 };
 
@@ -163,7 +166,7 @@ void forward_contiguous(const AdaGroupNorm& call, const AdaGroupNormForward& for
         }
     }
     set_lines<silu_on>(call, channels);
-    const int64_t next = unit.groups * count;
+    const int64_t next = unit.ahead;
     const bool past_caches = goes_past_caches(call, y, unit.positions);
     for (int64_t c = 0; c < channels.count; ++c) {
         const Lanes means = all_lanes(channels.mean[c]), slope = all_lanes(channels.slope[c]);
@@ -234,13 +237,12 @@ void backward_contiguous(const AdaGroupNorm& call, const AdaGroupNormBackward& b
     float* B = backward.B + unit.image * call.channels + channels.first;
     double* of_xh = sums.take(2 * channels.count);
     double* of_du = of_xh + channels.count;
-    const int64_t next = unit.groups * count;
     for (int64_t first = 0; first < channels.count; first += channels_in_turn) {
         // Added up last, of all channels one after another: none waits for another.
         ChannelSums total[channels_in_turn];
         const int64_t end = smaller(first + channels_in_turn, channels.count);
         for (int64_t c = first; c < end; ++c)
-            reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, past_caches ? nullptr : dx + c * P, P, next,
+            reduce_channel<silu_on>(x + c * P, dy + c * P, du + c * P, past_caches ? nullptr : dx + c * P, P, unit.ahead,
                                     all_lanes(channels.mean[c]), all_lanes(channels.slope[c]), all_lanes(channels.offset[c]),
                                     total[c - first]);
         for (int64_t c = first; c < end; ++c) {

@@ -238,7 +238,8 @@ FASTCOND_INLINE void store_lanes(BFloat16* to, const Lanes& value) {
 }
 #endif
 
-// Asks for a cache line before it is needed; of a place that is not there nothing comes.
+// Asks for a cache line before it is needed. Of a place that is not there nothing comes, but where the system has given it no page
+// the processor looks for one each time, which can take longer than a line from memory: ask for what is there.
 FASTCOND_INLINE void fetch([[maybe_unused]] const void* place) {
 #if defined(__GNUC__)
     __builtin_prefetch(place);

@@ -179,7 +179,8 @@ struct Places {
     int64_t count = 0;
 
     void list(const NormConv& call, const Block& block) {
-        const int64_t width = block.columns * outputs, height = block.rows * outputs, step = times_of(call) * call.features;
+        const int64_t width = smaller(block.columns * outputs, call.width - block.column * outputs);
+        const int64_t height = smaller(block.rows * outputs, call.height - block.row * outputs), step = times_of(call) * call.features;
         count = block.images * height * width;
         int64_t* to = memory.take(count);
         first = to;
@@ -198,6 +199,7 @@ void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block
     const int64_t first = feature / panel * panel, tiles = block.tiles(), C = call.channels;
     const int64_t width = call.features - first > lanes ? panel : lanes, count = products_of(call);
     const float* u = call.packed + ((first * phases_of(call) + i * width) * count * C + (feature - first));
+    const float* end = call.packed + phases_of(call) * count * C * parts_of(call.features, lanes) * lanes;
     const Phase phase{i / 2, i % 2};
     const int64_t written = place_of(call, 0, phase, 0, 0) * call.features + feature;
     for (int64_t xi = 0, done = 0; xi < products; ++xi) {
@@ -211,6 +213,7 @@ void multiply_and_finish(const NormConv& call, const Blocks& blocks, const Block
         product.place = places.first + begin;
         product.places = places.count * ++done / count - begin;
         product.wide = columns;
+        product.end = end;
         product.written = call.y + written;
         product.added = call.residual ? call.residual + written : nullptr;
         multiply_all(product, tiles, columns);

@@ -51,10 +51,13 @@ struct Source {
     const float* x;
     int64_t channels;  // of a position of x: the distance to the next
     int64_t count;     // of the sixteen that are there
+    int64_t last;      // position
     const float* rest = nullptr;  // the channels that the second part has
     int64_t rest_channels = 0, rest_count = 0;
 
     Source(const NormConv& call, int64_t first, int64_t wanted) {
+        const int64_t shrink = call.upsampled ? 2 : 1;
+        last = call.batch * (call.height / shrink) * (call.width / shrink) - 1;
         const int64_t here = call.second ? call.first_channels : call.channels, behind = call.channels - here;
         if (first < here) {
             x = call.x + first;
@@ -69,7 +72,7 @@ struct Source {
     }
     // Of the position `i`, of all the batch's.
     FASTCOND_INLINE Lanes load(int64_t i) const {
-        fetch(x + (i + positions_ahead) * channels);
+        fetch(x + smaller(i + positions_ahead, last) * channels);
         if (rest) return load_both(i);
         return count == lanes ? load_lanes(x + i * channels) : load_lanes(x + i * channels, count);
     }

@@ -33,6 +33,7 @@ struct Product {
     // prefetching stops at each page. Two lines a term, of which the second may be the first again.
     const float* ahead = nullptr;
     int64_t ahead_step = 0, ahead_second = 0;
+    const float* end = nullptr;  // of the weights; null: none come next
     // And, a few at a time, lines of what is made of the products: `wide` floats at each of some places after `written`, and after
     // `added` where there is one. (A processor drops requests that come faster than it can note them.)
     const int64_t* place = nullptr;
@@ -304,6 +305,10 @@ FASTCOND_INLINE Product looking_ahead(Product p, int64_t columns, int64_t pass, 
     p.place += first_place;
     p.places = p.places * (pass + 1) / passes - first_place;
     p.ahead = p.u + p.channels * p.width;
+    if (p.ahead >= p.end) {
+        p.ahead = p.u;
+        return p;
+    }
     p.ahead_step = p.width;
     if (columns == 2 * 16 && columns == p.width) {
         if (passes == 1) {
