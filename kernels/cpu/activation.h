@@ -42,8 +42,8 @@ FASTCOND_INLINE Several<n> scaled_power(const Several<n>& t, float k) {
     });
 }
 
-// a / x. AVX-512, whose divider takes twice as long for a register that is twice as wide, multiplies by an approximation of 1 / x
-// with a step of Newton's, within a rounding or two. Elsewhere the divider works beside all that else there is to do.
+// a / x. With AVX-512 by an approximation of 1 / x and a step of Newton's, within a rounding or two. AVX2's approximation would need
+// one step more, and the divider works beside the multiply-adds.
 template <int n, typename A>
 FASTCOND_INLINE Several<n> quotient(const A& a, const Several<n>& x) {
 #if defined(__AVX512F__)

@@ -73,7 +73,7 @@ struct Rows {
     static constexpr int64_t count = n;
 };
 
-// From an element of the strip at `first` to what is asked for meanwhile: the next strip's, or itself behind which nothing is.
+// From an element of the strip at `first` to what is asked for meanwhile: the next strip's, or itself where nothing is behind it.
 FASTCOND_INLINE int64_t strip_ahead(const AdaGroupNorm& call, int64_t image, int64_t first) {
     const int64_t behind = (call.batch - image) * call.positions - (first + strip);
     return larger(0, smaller(strip, behind)) * call.channels;

@@ -67,7 +67,7 @@ constexpr int64_t most_groups = 16;
 // Groups [first, first + groups) of one image.
 struct Unit {
     int64_t image, first, groups, width, positions, count;
-    int64_t ahead;  // from an element to what is asked for meanwhile: the next unit's, or itself behind which nothing is
+    int64_t ahead;  // from an element to what is asked for meanwhile: the next unit's, or itself where nothing is behind it
 
     static int64_t groups_of(const AdaGroupNorm& call, int64_t elements) {
         const int64_t count = call.channels / call.groups * call.positions;

@@ -51,7 +51,7 @@ struct Source {
     const float* x;
     int64_t channels;  // of a position of x: the distance to the next
     int64_t count;     // of the sixteen that are there
-    int64_t last;      // position
+    int64_t last;      // position that x has, of all the batch's
     const float* rest = nullptr;  // the channels that the second part has
     int64_t rest_channels = 0, rest_count = 0;
 
