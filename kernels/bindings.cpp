@@ -1,6 +1,5 @@
-// fastcond._native: the kernels as Python functions. Arrays come as addresses, because reading one from a tensor costs
-// a tenth of a DLPack exchange; the launchers of fastcond/ops are the only callers and have checked shapes, dtypes and
-// strides.
+// fastcond._native: the kernels as Python functions. Arrays come as addresses, but for AdaGN's (norm_bindings.cpp); the launchers
+// of fastcond/ops are the only callers and have checked shapes, dtypes and strides.
 #if defined(__linux__)
 #include <malloc.h>
 #endif
@@ -15,7 +14,6 @@
 #include <string>
 #include <vector>
 
-#include "cpu/ada_group_norm.h"
 #include "cpu/conv3x3.h"
 #include "cpu/diffusion_step.h"
 #include "cpu/fingerprint.h"
@@ -26,6 +24,7 @@
 #include "cpu/philox.h"
 #include "cpu/small_attention.h"
 #include "cpu/token_attention.h"
+#include "tensors.h"
 #if defined(FASTCOND_CUDA)
 #include "cuda/diffusion_step.h"
 #endif
@@ -34,7 +33,6 @@ namespace nb = nanobind;
 using namespace nb::literals;
 using fastcond::DiffusionStep;
 using fastcond::Stored;
-using fastcond::cpu::AdaGroupNorm;
 using fastcond::cpu::Draw;
 
 namespace {
@@ -45,31 +43,6 @@ template <typename Element, void (*kernel)(const Draw&, Element*)>
 void draw(Address seeds, uint32_t step, Address out, int64_t images, int64_t count, uint32_t stream, int threads) {
     kernel({reinterpret_cast<const int64_t*>(seeds), step, stream, images, count, threads},
            reinterpret_cast<Element*>(out));
-}
-
-// What both directions of AdaGN are told: [x, scale, shift, weight, bias] as addresses, 0 for none, and
-// [scale's row stride, shift's row stride, B, C, G, positions, silu, channels_last, stored, threads].
-AdaGroupNorm norm_call(const std::array<Address, 5>& tensors, const std::array<int64_t, 10>& n) {
-    const auto floats = [&](int i) { return reinterpret_cast<const float*>(tensors[i]); };
-    return {reinterpret_cast<const void*>(tensors[0]), floats(1), floats(2), floats(3), floats(4), n[0], n[1],
-            n[2], n[3], n[4], n[5], n[6] != 0, n[7] != 0, Stored(n[8]), int(n[9])};
-}
-
-void norm_forward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbers, float eps, Address y, Address mean,
-                  Address rstd) {
-    fastcond::cpu::ada_group_norm(norm_call(tensors, numbers),
-                                  {eps, reinterpret_cast<void*>(y), reinterpret_cast<float*>(mean),
-                                   reinterpret_cast<float*>(rstd)});
-}
-
-// Gradients of scale, shift, weight and bias as addresses, 0 for none.
-void norm_backward(std::array<Address, 5> tensors, std::array<int64_t, 10> numbers, Address dy, Address mean,
-                   Address rstd, Address dx, std::array<Address, 4> gradients) {
-    const auto floats = [](Address address) { return reinterpret_cast<float*>(address); };
-    fastcond::cpu::ada_group_norm_backward(
-        norm_call(tensors, numbers),
-        {reinterpret_cast<const void*>(dy), floats(mean), floats(rstd), reinterpret_cast<void*>(dx)},
-        {floats(gradients[0]), floats(gradients[1]), floats(gradients[2]), floats(gradients[3])});
 }
 
 // Tensors as in NormConv's fields, 0 for none, and [bias's row stride, B, H, W, C, K, silu, threads].
@@ -182,10 +155,11 @@ bool step_cuda(std::array<Address, 10> tensors, std::array<int64_t, 8> numbers, 
 }  // namespace
 
 void bind_network(nb::module_& module);  // network_bindings.cpp
+void bind_norm(nb::module_& module);     // norm_bindings.cpp
 
 NB_MODULE(_native, module) {
     // Raised with every change of what these functions take: addresses that another version reads otherwise would crash.
-    module.attr("INTERFACE") = 6;
+    module.attr("INTERFACE") = 7;
     module.doc() = "Native kernels. Call them through fastcond.ops: addresses are not checked here.";
     module.def("philox_bits", &draw<int64_t, fastcond::cpu::philox_bits>, "seeds"_a, "step"_a, "out"_a, "images"_a,
                "count"_a, "stream"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
@@ -193,11 +167,6 @@ NB_MODULE(_native, module) {
     module.def("philox_normal", &draw<float, fastcond::cpu::philox_normal>, "seeds"_a, "step"_a, "out"_a, "images"_a,
                "count"_a, "stream"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
                "seeds int64 [images, 2] -> out float32 [images, count]");
-    module.def("ada_group_norm", &norm_forward, "tensors"_a, "numbers"_a, "eps"_a, "y"_a, "mean"_a, "rstd"_a,
-               nb::call_guard<nb::gil_scoped_release>(), "tensors and numbers as in norm_call; mean and rstd may be 0");
-    module.def("ada_group_norm_backward", &norm_backward, "tensors"_a, "numbers"_a, "dy"_a, "mean"_a, "rstd"_a,
-               "dx"_a, "gradients"_a, nb::call_guard<nb::gil_scoped_release>(),
-               "tensors and numbers as in norm_call, gradients as in norm_backward");
     module.def("norm_conv", &convolve, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
                "tensors and numbers as in convolve");
     module.def("small_attention", &attend, "tensors"_a, "numbers"_a, nb::call_guard<nb::gil_scoped_release>(),
@@ -225,6 +194,9 @@ NB_MODULE(_native, module) {
     module.def("diffusion_step_cuda", &step_cuda, "tensors"_a, "numbers"_a, "stream"_a, "diffusion_step on the GPU");
 #endif
     bind_network(module);
+    bind_norm(module);
+    module.def("read_tensors_of", &fastcond::read_tensors_of, "tensor_class"_a, "parameter_class"_a, "called once, at first");
+    module.def("are_plain", &fastcond::are_plain, "tensors"_a, "whether a kernel may be called with these, past the dispatcher");
     module.def("instruction_sets", &fastcond::cpu::instruction_sets, "what this processor can run, the best last");
     module.def("use_instruction_set", &fastcond::cpu::use_instruction_set, "name"_a, "for tests: run another build");
 }

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch  # first: the library then shares the OpenMP runtime that torch has loaded
 from torch import Tensor
+from torch.nn import Parameter
 
-INTERFACE = 6  # kernels/bindings.cpp's: what these sources call
+INTERFACE = 7  # kernels/bindings.cpp's: what these sources call
 
 
 def _load() -> Any | None:
@@ -24,6 +25,7 @@ def _load() -> Any | None:
             raise
         return None
     require_interface(library)
+    library.read_tensors_of(Tensor, Parameter)
     return library
 
 

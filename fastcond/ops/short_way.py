@@ -11,12 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from fastcond.ops import native
-
-_PLAIN = (Tensor, Parameter)
-
 
 # What is asked of PyTorch below is not part of its public interface: where a version lacks any of it, all calls go by the op.
 _ASKED = {
@@ -50,10 +46,9 @@ def is_short(x: Tensor, *others: Tensor | None) -> bool:
         or torch.autograd.profiler._is_profiler_enabled
     ):
         return False
-    if type(x) not in _PLAIN or torch._C._dispatch_keys(x) not in _KEYS:
-        return False
-    device = x.device
-    for other in others:  # noqa: SIM110  (a generator takes longer than all of it)
-        if other is not None and (type(other) not in _PLAIN or other.device != device):
-            return False
-    return True
+    return native.native.are_plain(x, *others) and torch._C._dispatch_keys(x) in _KEYS
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Any:
+    """`function.apply`, for calls that may go the short way: without its own look for transforms and what is left of them."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]

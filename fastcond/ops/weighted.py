@@ -62,11 +62,13 @@ def eager_call(kernels: Any, backward_op: Any) -> Callable[[Tensor, Tensor, Tens
             grads = backward(dy, x, weight, needed)
             return tuple(grad if need else None for grad, need in zip(grads, needed, strict=True))
 
+    apply = short_way.apply_of(Differentiable)
+
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         if not short_way.is_short(x, weight, bias) or torch.is_autocast_enabled("cpu") or not kernels.is_faster(x, weight, bias):
             return None
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
-            return Differentiable.apply(x, weight, bias)
+            return apply(x, weight, bias)
         return kernels.forward(x, weight, bias)
 
     return call

@@ -137,4 +137,5 @@ def test_the_native_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None
     library = native.native
     monkeypatch.setattr(native, "native", Spy())
     bits(CASES[0])
-    assert called == ["ada_group_norm", "ada_group_norm_backward"]
+    kernels = ["ada_group_norm", "ada_group_norm_backward"]
+    assert [name for name in called if name in kernels] == kernels

@@ -29,7 +29,24 @@ def test_a_pytorch_that_cannot_be_asked_goes_by_the_op(monkeypatch: pytest.Monke
     assert not short_way.is_short(torch.randn(2, 2))
 
 
-@pytest.mark.parametrize("what", ["meta", "subclass", "operand", "vmap", "profiler", "tracing"])
+OTHERS = {
+    "an operand on another device": lambda: torch.empty(6, device="meta"),
+    "an operand of a subclass": lambda: torch.empty(6).as_subclass(Subclass),
+    "a negated operand": lambda: torch._neg_view(torch.randn(6)),
+    "a sparse operand": lambda: torch.randn(6).to_sparse(),
+    "no tensor": lambda: 1.0,
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_with_an_operand_that_is_not_plain_it_goes_by_the_op(what: str) -> None:
+    x = torch.randn(2, 6, 3, 5)
+    assert short_way.is_short(x, torch.randn(6))
+    assert not short_way.is_short(x, torch.randn(6), OTHERS[what]())
+    assert not short_way.is_short(OTHERS[what]())
+
+
+@pytest.mark.parametrize("what", ["meta", "subclass", "vmap", "profiler", "tracing"])
 def test_everything_else_goes_by_the_op(what: str) -> None:
     x = torch.randn(2, 6, 3, 5)
     found: list[bool] = []
@@ -42,8 +59,6 @@ def test_everything_else_goes_by_the_op(what: str) -> None:
         look(x.to("meta"))
     elif what == "subclass":
         look(x.as_subclass(Subclass))
-    elif what == "operand":
-        found.append(short_way.is_short(x, torch.empty(6, device="meta")))
     elif what == "vmap":
         torch.func.vmap(look)(x)
     elif what == "profiler":

@@ -34,24 +34,33 @@ def ada_group_norm(
     Raises: ValueError naming the argument that does not fit and what was found.
     Source: Wu & He 2018, eq. 1 and 7 (group norm); Dhariwal & Nichol 2021, section 3.1 (AdaGN); Ramachandran et al. 2017 (SiLU).
     """
+    if activation not in (None, "silu"):
+        raise ValueError(f"activation is {activation!r}; choose 'silu' or None")
+    silu = activation == "silu"
+    y = eager.ada_group_norm(x, (scale, shift, weight, bias), num_groups, eps, silu)
+    if y is None:
+        operands = _checked(x, scale, shift, weight, bias, num_groups)
+        y = eager.ada_group_norm(x, operands, num_groups, eps, silu)
+    return ada_group_norm_forward(x, *operands, num_groups, eps, silu)[0] if y is None else y
+
+
+def _checked(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, num_groups: int
+) -> tuple[Tensor | None, ...]:
+    """scale, shift, weight and bias with the shapes that the op takes."""
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} {list(x.shape)}; a float tensor [B, C, *] is needed")
     batch, channels = x.shape[:2]
     if num_groups < 1 or channels % num_groups != 0:
         raise ValueError(f"{channels} channels cannot be divided into {num_groups} groups")
-    if activation not in (None, "silu"):
-        raise ValueError(f"activation is {activation!r}; choose 'silu' or None")
-    of_image, of_channel = (batch, channels), (channels,)
-    if scale is not None and scale.shape != of_image:
+    if scale is not None:
         scale = _conditioning("scale", scale, batch, channels)
-    if shift is not None and shift.shape != of_image:
+    if shift is not None:
         shift = _conditioning("shift", shift, batch, channels)
     for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and value.shape != of_channel:
+        if value is not None and value.shape != (channels,):
             raise ValueError(f"{name} has shape {list(value.shape)}; [{channels}] is needed for x of shape {list(x.shape)}")
-    operands, silu = (scale, shift, weight, bias), activation == "silu"
-    y = eager.ada_group_norm(x, operands, num_groups, eps, silu)
-    return ada_group_norm_forward(x, *operands, num_groups, eps, silu)[0] if y is None else y
+    return scale, shift, weight, bias
 
 
 def _conditioning(name: str, value: Tensor, batch: int, channels: int) -> Tensor:

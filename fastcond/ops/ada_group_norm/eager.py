@@ -7,51 +7,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcond.ops.ada_group_norm import cpu, layout
+from fastcond.ops import native
+from fastcond.ops.ada_group_norm import cpu
 from fastcond.ops.ada_group_norm.op import ada_group_norm_backward
-from fastcond.ops.short_way import is_short
+from fastcond.ops.short_way import apply_of, is_short
 
 
 def ada_group_norm(x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, eps: float, silu: bool) -> Tensor | None:
-    """y, differentiable as the op is, of operands whose shapes were checked; None where the op has to be called."""
-    if x.dtype not in cpu.STORED or not is_short(x, *operands) or x.numel() == 0:
+    """y, differentiable as the op is; None where the op has to be called, or what was given is at fault."""
+    if type(num_groups) is not int or not is_short(x, *operands):
         return None
-    channels_last = layout.channels_last(x)
-    if channels_last is None:
-        return None
+    takes, taken = native.native.ada_group_norm_takes, operands  # type: ignore[union-attr]
+    if not takes(x, *operands, num_groups):
+        taken = tuple(map(cpu.as_taken, operands))
+        if not takes(x, *taken, num_groups):
+            return None
     if torch.is_grad_enabled():
         for tensor in (x, *operands):
             if tensor is not None and tensor.requires_grad:
-                return _Differentiable.apply(x, *operands, (channels_last, num_groups, eps, silu))
-    return cpu.normalise(x, channels_last, operands, num_groups, eps, silu)
-
-
-def _addresses(statistics: Tensor) -> tuple[int, int]:
-    """Of mean [2, B, G] and rstd [B, G] in [3, B, G], float32."""
-    start = statistics.data_ptr()
-    return start, start + 2 * statistics.stride(0) * 4
+                return _apply(x, *operands, (taken, taken is operands, num_groups, eps, silu))
+    return cpu.normalise(x, taken, num_groups, eps, silu)
 
 
 class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *others: Any) -> Tensor:
-        *operands, (channels_last, ctx.num_groups, eps, ctx.silu) = others
-        # Neither an input nor an output, so no matter of save_for_backward.
-        ctx.statistics = x.new_empty(3, x.shape[0], ctx.num_groups, dtype=torch.float32)
+        *operands, (taken, are_taken, num_groups, eps, silu) = others
+        # mean [2, B, G] and rstd [B, G]. Neither an input nor an output, so no matter of save_for_backward.
+        statistics = x.new_empty(3, x.shape[0], num_groups, dtype=torch.float32)
+        ctx.call = statistics, are_taken, num_groups, silu
         ctx.save_for_backward(x, *operands)
-        statistics = _addresses(ctx.statistics)
-        return cpu.normalise(x, channels_last, tuple(operands), ctx.num_groups, eps, ctx.silu, statistics)
+        return cpu.normalise(x, taken, num_groups, eps, silu, statistics)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *operands = ctx.saved_tensors
-        needed, statistics = ctx.needs_input_grad[:5], ctx.statistics
+        statistics, are_taken, num_groups, silu = ctx.call
+        needed, grads = ctx.needs_input_grad[:5], None
         # Whoever packed what was saved may have unpacked it in another layout. The op refuses a second derivative.
-        channels_last = layout.channels_last(x)
-        if channels_last is None or torch.is_grad_enabled() or not is_short(dy, x):
-            given = (dy, x, *operands, statistics[:2], statistics[2], ctx.num_groups, ctx.silu, list(needed))
+        if not torch.is_grad_enabled() and is_short(dy, x):
+            taken = operands if are_taken else list(map(cpu.as_taken, operands))
+            grads = cpu.differentiate(dy, x, taken, statistics, None, num_groups, silu, needed)
+        if grads is None:
+            given = (dy, x, *operands, statistics[:2], statistics[2], num_groups, silu, list(needed))
             grads = [grad if need else None for grad, need in zip(ada_group_norm_backward(*given), needed, strict=True)]
-            return *grads, None
-        kept = _addresses(statistics)
-        grads = cpu.differentiate(dy, x, channels_last, tuple(operands), kept, ctx.num_groups, ctx.silu, needed)
+        elif not are_taken:
+            grads = [grad if grad is None else grad.to(of.dtype) for grad, of in zip(grads, (x, *operands), strict=True)]
         return *grads, None
+
+
+_apply = apply_of(_Differentiable)

@@ -17,7 +17,7 @@ def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor | Non
     if not short_way.is_short(q, k, v) or torch.is_autocast_enabled("cpu") or not cpu.are_taken(q, k, v):
         return None
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _Differentiable.apply(q, k, v, heads)
+        return _apply(q, k, v, heads)
     return cpu.forward(q, k, v, heads)[0]
 
 
@@ -37,3 +37,6 @@ class _Differentiable(torch.autograd.Function):
         by_op = torch.is_grad_enabled() or not short_way.is_short(dy, q, k, v)
         backward = token_attention_native_backward if by_op else cpu.backward
         return *backward(dy, q, k, v, y, ctx.softmax, ctx.heads), None
+
+
+_apply = short_way.apply_of(_Differentiable)

@@ -1,0 +1,111 @@
+#include "tensors.h"
+
+namespace nb = nanobind;
+
+namespace fastcond {
+namespace {
+
+constexpr uint32_t major_version = 1;
+constexpr int32_t cpu = 1;
+enum : uint8_t { code_float = 2, code_bfloat = 4 };
+
+// DLPackExchangeAPI. What is not called here stands as a bare pointer.
+struct Exchange {
+    struct {
+        uint32_t major, minor;
+    } version;
+    const Exchange* previous;
+    void* allocate;
+    void* own;
+    void* give;
+    int (*read)(void* tensor, Dense* dense);  // -1 with an exception of Python set
+    void* stream;
+};
+
+const Exchange* exchange = nullptr;
+// Borrowed: torch is never unloaded.
+PyObject *tensor_type = nullptr, *parameter_type = nullptr, *is_neg = nullptr;
+
+bool is_plain(PyObject* value) {
+    Dense dense;
+    PyObject* of = reinterpret_cast<PyObject*>(Py_TYPE(value));
+    if ((of != tensor_type && of != parameter_type) || !read(value, dense)) return false;
+    PyObject* negated = PyObject_CallMethodNoArgs(value, is_neg);
+    if (negated == nullptr) throw nb::python_error();
+    Py_DECREF(negated);
+    return negated == Py_False;
+}
+
+}  // namespace
+
+int64_t Dense::count() const {
+    int64_t count = 1;
+    for (int32_t i = 0; i < dims; ++i) count *= shape[i];
+    return count;
+}
+
+bool Dense::is_stored(Stored& stored) const {
+    if (type.lanes != 1) return false;
+    if (type.code == code_float && type.bits == 32) return stored = Stored::float32, true;
+    if (type.code == code_bfloat && type.bits == 16) return stored = Stored::bfloat16, true;
+    if (type.code == code_float && type.bits == 16) return stored = Stored::float16, true;
+    return false;
+}
+
+bool Dense::is_contiguous() const {
+    int64_t expected = 1;
+    for (int32_t i = dims - 1; i >= 0; --i) {
+        if (shape[i] != 1 && strides[i] != expected) return false;
+        expected *= shape[i];
+    }
+    return true;
+}
+
+bool Dense::is_channels_last() const {
+    if (dims != 4) return false;
+    int64_t expected = 1;
+    for (const int32_t i : {1, 3, 2, 0}) {
+        if (shape[i] != 1 && strides[i] != expected) return false;
+        expected *= shape[i];
+    }
+    return true;
+}
+
+bool Dense::lies_as(const Dense& other) const {
+    if (dims != other.dims || type.code != other.type.code || type.bits != other.type.bits || type.lanes != other.type.lanes)
+        return false;
+    for (int32_t i = 0; i < dims; ++i)
+        if (shape[i] != other.shape[i] || (shape[i] != 1 && strides[i] != other.strides[i])) return false;
+    return true;
+}
+
+void read_tensors_of(nb::type_object tensor_class, nb::type_object parameter_class) {
+    const nb::object table = tensor_class.attr("__dlpack_c_exchange_api__");
+    auto found = static_cast<const Exchange*>(PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api"));
+    if (found == nullptr) throw nb::python_error();
+    while (found != nullptr && found->version.major != major_version) found = found->previous;
+    if (found == nullptr || found->read == nullptr) throw nb::import_error("this PyTorch has no DLPack 1 that tensors can be read by");
+    exchange = found;
+    tensor_type = tensor_class.ptr();
+    parameter_type = parameter_class.ptr();
+    is_neg = PyUnicode_InternFromString("is_neg");
+}
+
+bool read(nb::handle value, Dense& dense) {
+    if (exchange == nullptr) throw nb::import_error("fastcond.ops.native has not said what a tensor is");
+    if (!PyObject_TypeCheck(value.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type))) return false;
+    if (exchange->read(value.ptr(), &dense) != 0) {
+        // Without such memory: sparse, nested, a transform's wrapper, a dtype that DLPack lacks.
+        PyErr_Clear();
+        return false;
+    }
+    return dense.device.kind == cpu && (dense.start != nullptr || dense.count() == 0);
+}
+
+bool are_plain(nb::args tensors) {
+    for (const nb::handle tensor : tensors)
+        if (!tensor.is_none() && !is_plain(tensor.ptr())) return false;
+    return true;
+}
+
+}  // namespace fastcond

@@ -1,0 +1,54 @@
+// torch.Tensors as they lie in memory, without torch's headers: read through the table of C functions that torch.Tensor carries
+// for DLPack. Reading one takes a quarter of a microsecond, as long as a single method of it that Python calls.
+//
+// Source: DLPack 1.3, dlpack.h, whose structures these are.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+#include "fastcond/simd.h"
+
+namespace fastcond {
+
+// DLTensor. Shape and strides, in elements, are the tensor's own and live as long.
+struct Dense {
+    void* start;
+    struct {
+        int32_t kind, index;
+    } device;
+    int32_t dims;
+    struct {
+        uint8_t code, bits;
+        uint16_t lanes;
+    } type;
+    const int64_t* shape;
+    const int64_t* strides;
+    uint64_t offset;
+
+    void* data() const { return static_cast<char*>(start) + offset; }
+    int64_t count() const;
+    bool is_float32() const { return type.code == 2 && type.bits == 32 && type.lanes == 1; }
+    // Whether it is one of the dtypes that kernels store maps in, and which.
+    bool is_stored(Stored& stored) const;
+    // Whether elements lie one after another in the order of the dimensions, or of [B, H, W, C].
+    bool is_contiguous() const;
+    bool is_channels_last() const;
+    bool has_shape(int64_t rows, int64_t columns) const { return dims == 2 && shape[0] == rows && shape[1] == columns; }
+    // Whether dtype, sizes and strides are the other's.
+    bool lies_as(const Dense& other) const;
+};
+
+// Called once, before any tensor is read. The table is taken from the class's `__dlpack_c_exchange_api__`.
+// Raises: ImportError where it is of another major version.
+void read_tensors_of(nanobind::type_object tensor_class, nanobind::type_object parameter_class);
+
+// Whether `value` is a torch.Tensor with memory of the CPU; `dense` then is that.
+bool read(nanobind::handle value, Dense& dense);
+
+// Whether each that is not None is a torch.Tensor or Parameter and no subclass, with memory of the CPU that holds its numbers
+// themselves: not negated on reading.
+bool are_plain(nanobind::args tensors);
+
+}  // namespace fastcond
