@@ -21,9 +21,12 @@ bool is_rows(const Dense& value, int64_t batch, int64_t channels) {
     return value.has_shape(batch, channels) && value.is_float32() && (channels == 1 || value.strides[1] == 1);
 }
 
-// The call that both directions share, or none where x or an operand is not what the kernel takes.
-std::optional<AdaGroupNorm> call_of(const Dense& x, nb::handle scale, nb::handle shift, nb::handle weight, nb::handle bias,
-                                    int64_t groups, bool silu, int threads) {
+using Read = bool (*)(nb::handle, Dense&);
+
+// The call that both directions share, or none where `map`, which is left in x, or an operand is not what the kernel takes.
+std::optional<AdaGroupNorm> call_of(Read read, Dense& x, nb::handle map, nb::handle scale, nb::handle shift, nb::handle weight,
+                                    nb::handle bias, int64_t groups, bool silu, int threads) {
+    if (!read(map, x)) return std::nullopt;
     AdaGroupNorm call{};
     const int64_t count = x.count();
     if (x.dims < 2 || count == 0 || groups < 1 || x.shape[1] % groups != 0 || !x.is_stored(call.stored)) return std::nullopt;
@@ -78,16 +81,16 @@ bool take_statistics(nb::handle mean, nb::handle rstd, const AdaGroupNorm& call,
 
 bool takes(nb::handle x, nb::handle scale, nb::handle shift, nb::handle weight, nb::handle bias, int64_t groups) {
     Dense map;
-    return read(x, map) && call_of(map, scale, shift, weight, bias, groups, false, 1).has_value();
+    return call_of(read_plain, map, x, scale, shift, weight, bias, groups, false, 1).has_value();
 }
 
 bool forward(nb::handle x, nb::handle scale, nb::handle shift, nb::handle weight, nb::handle bias, int64_t groups, float eps,
              bool silu, int threads, nb::handle y, nb::handle mean, nb::handle rstd) {
     Dense map, result;
-    if (!read(x, map) || !read(y, result) || !result.lies_as(map)) return false;
-    const auto call = call_of(map, scale, shift, weight, bias, groups, silu, threads);
+    const auto call = call_of(read, map, x, scale, shift, weight, bias, groups, silu, threads);
+    if (!call || !read(y, result) || !result.lies_as(map)) return false;
     cpu::AdaGroupNormForward pass{eps, result.data(), nullptr, nullptr};
-    if (!call || (!mean.is_none() && !take_statistics(mean, rstd, *call, pass.mean, pass.rstd))) return false;
+    if (!mean.is_none() && !take_statistics(mean, rstd, *call, pass.mean, pass.rstd)) return false;
     const nb::gil_scoped_release released;
     cpu::ada_group_norm(*call, pass);
     return true;
@@ -97,10 +100,10 @@ bool backward(nb::handle dy, nb::handle x, nb::handle scale, nb::handle shift, n
               nb::handle rstd, int64_t groups, bool silu, int threads, nb::handle dx, nb::handle dscale, nb::handle dshift,
               nb::handle dweight, nb::handle dbias) {
     Dense map, upstream, result;
-    if (!read(x, map) || !read(dy, upstream) || !read(dx, result) || !upstream.lies_as(map) || !result.lies_as(map)) return false;
-    const auto call = call_of(map, scale, shift, weight, bias, groups, silu, threads);
+    const auto call = call_of(read_numbers, map, x, scale, shift, weight, bias, groups, silu, threads);
+    if (!call || !read_numbers(dy, upstream) || !upstream.lies_as(map) || !read(dx, result) || !result.lies_as(map)) return false;
     float *means, *rstds;
-    if (!call || !take_statistics(mean, rstd, *call, means, rstds)) return false;
+    if (!take_statistics(mean, rstd, *call, means, rstds)) return false;
     const auto room = [](nb::handle value, const auto& fits, float*& data) {
         Dense gradient;
         if (value.is_none()) return true;
@@ -124,7 +127,7 @@ bool backward(nb::handle dy, nb::handle x, nb::handle scale, nb::handle shift, n
 void bind_norm(nb::module_& module) {
     const auto tensor = [](const char* name) { return nb::arg(name).none(); };
     module.def("ada_group_norm_takes", &takes, tensor("x"), tensor("scale"), tensor("shift"), tensor("weight"), tensor("bias"),
-               "num_groups"_a, "whether the kernel takes these tensors as they are");
+               "num_groups"_a, "whether the kernel takes these tensors as they are, past the dispatcher");
     module.def("ada_group_norm", &forward, tensor("x"), tensor("scale"), tensor("shift"), tensor("weight"), tensor("bias"),
                "num_groups"_a, "eps"_a, "silu"_a, "threads"_a, tensor("y"), tensor("mean"), tensor("rstd"),
                "False, with nothing done, where the tensors are not what it takes; mean and rstd, or rstd, may be None "

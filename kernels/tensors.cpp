@@ -26,16 +26,6 @@ const Exchange* exchange = nullptr;
 // Borrowed: torch is never unloaded.
 PyObject *tensor_type = nullptr, *parameter_type = nullptr, *is_neg = nullptr;
 
-bool is_plain(PyObject* value) {
-    Dense dense;
-    PyObject* of = reinterpret_cast<PyObject*>(Py_TYPE(value));
-    if ((of != tensor_type && of != parameter_type) || !read(value, dense)) return false;
-    PyObject* negated = PyObject_CallMethodNoArgs(value, is_neg);
-    if (negated == nullptr) throw nb::python_error();
-    Py_DECREF(negated);
-    return negated == Py_False;
-}
-
 }  // namespace
 
 int64_t Dense::count() const {
@@ -102,9 +92,23 @@ bool read(nb::handle value, Dense& dense) {
     return dense.device.kind == cpu && (dense.start != nullptr || dense.count() == 0);
 }
 
+bool read_numbers(nb::handle value, Dense& dense) {
+    if (!read(value, dense)) return false;
+    PyObject* negated = PyObject_CallMethodNoArgs(value.ptr(), is_neg);
+    if (negated == nullptr) throw nb::python_error();
+    Py_DECREF(negated);
+    return negated == Py_False;
+}
+
+bool read_plain(nb::handle value, Dense& dense) {
+    const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(value.ptr()));
+    return (type == tensor_type || type == parameter_type) && read_numbers(value, dense);
+}
+
 bool are_plain(nb::args tensors) {
+    Dense dense;
     for (const nb::handle tensor : tensors)
-        if (!tensor.is_none() && !is_plain(tensor.ptr())) return false;
+        if (!tensor.is_none() && !read_plain(tensor, dense)) return false;
     return true;
 }
 

@@ -47,8 +47,13 @@ void read_tensors_of(nanobind::type_object tensor_class, nanobind::type_object p
 // Whether `value` is a torch.Tensor with memory of the CPU; `dense` then is that.
 bool read(nanobind::handle value, Dense& dense);
 
-// Whether each that is not None is a torch.Tensor or Parameter and no subclass, with memory of the CPU that holds its numbers
-// themselves: not negated on reading.
+// The same, and whether the memory holds its numbers themselves: they are not negated on reading.
+bool read_numbers(nanobind::handle value, Dense& dense);
+
+// The same, and whether it is a torch.Tensor or Parameter and no subclass, whose methods nobody has changed.
+bool read_plain(nanobind::handle value, Dense& dense);
+
+// Whether `read_plain` takes each that is not None.
 bool are_plain(nanobind::args tensors);
 
 }  // namespace fastcond

@@ -16,26 +16,16 @@ from fastcond.ops import native
 
 # What is asked of PyTorch below is not part of its public interface: where a version lacks any of it, all calls go by the op.
 _ASKED = {
-    torch._C: ("_dispatch_keys", "_len_torch_dispatch_stack", "_len_torch_function_stack", "_get_tracing_state"),
+    torch._C: ("_len_torch_dispatch_stack", "_len_torch_function_stack", "_get_tracing_state"),
     getattr(torch._C, "_functorch", None): ("peek_interpreter_stack",),
     torch.autograd.profiler: ("_is_profiler_enabled",),
 }
 _CAN_ASK = all(hasattr(module, name) for module, names in _ASKED.items() for name in names)
 
 
-def _keys() -> Any:
-    return torch._C._dispatch_keys(torch.empty(0, device="cpu")) if _CAN_ASK else None
-
-
-# What PyTorch's dispatcher goes by: the keys of a dense tensor of the CPU, and of one made in inference mode.
-with torch.inference_mode():
-    _INFERENCE_KEYS = _keys()
-_KEYS = (_keys(), _INFERENCE_KEYS)
-
-
-def is_short(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether a call with these tensors may take the short way: where the dispatcher would come to the CPU kernel alone."""
-    if (
+def nobody_looks() -> bool:
+    """Whether a call's tensors alone decide if it may take the short way."""
+    return not (
         not _CAN_ASK
         or torch.compiler.is_compiling()
         or native.native is None
@@ -44,9 +34,12 @@ def is_short(x: Tensor, *others: Tensor | None) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or torch.autograd.profiler._is_profiler_enabled
-    ):
-        return False
-    return native.native.are_plain(x, *others) and torch._C._dispatch_keys(x) in _KEYS
+    )
+
+
+def is_short(*tensors: Tensor | None) -> bool:
+    """Whether a call with these tensors may take the short way: where the dispatcher would come to the CPU kernel alone."""
+    return nobody_looks() and native.native.are_plain(*tensors)  # type: ignore[union-attr]
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Any:

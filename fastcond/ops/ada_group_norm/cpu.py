@@ -105,15 +105,20 @@ def differentiate(
     """
     library = native.native
     assert library is not None
-    if dy.dtype != x.dtype or dy.stride() != x.stride():
-        # A gradient may come in the other memory format or in another dtype.
-        dy = torch.empty_like(x).copy_(dy)
+    scale, shift, weight, bias = operands
+    of_x, of_scale, of_shift, of_weight, of_bias = needed
     dx = torch.empty_like(x)
-    room = [_room(operand) if need else None for operand, need in zip(operands, needed[1:], strict=True)]
-    given = (dy, x, *operands, mean, rstd, num_groups, silu, torch.get_num_threads())
-    if not library.ada_group_norm_backward(*given, dx, *room):
-        return None
-    return [dx if needed[0] else None, *room]
+    dscale = _room(scale) if of_scale else None
+    dshift = _room(shift) if of_shift else None
+    dweight = _room(weight) if of_weight else None
+    dbias = _room(bias) if of_bias else None
+    room = (dx, dscale, dshift, dweight, dbias)
+    given = (x, scale, shift, weight, bias, mean, rstd, num_groups, silu, torch.get_num_threads(), *room)
+    done = library.ada_group_norm_backward(dy, *given)
+    if not done and dy.layout is torch.strided:
+        # A gradient may come in the other memory format or in another dtype.
+        done = library.ada_group_norm_backward(torch.empty_like(x).copy_(dy), *given)
+    return [dx if of_x else None, dscale, dshift, dweight, dbias] if done else None
 
 
 def _check(

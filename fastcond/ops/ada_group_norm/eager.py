@@ -10,12 +10,12 @@ from torch import Tensor
 from fastcond.ops import native
 from fastcond.ops.ada_group_norm import cpu
 from fastcond.ops.ada_group_norm.op import ada_group_norm_backward
-from fastcond.ops.short_way import apply_of, is_short
+from fastcond.ops.short_way import apply_of, nobody_looks
 
 
 def ada_group_norm(x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, eps: float, silu: bool) -> Tensor | None:
     """y, differentiable as the op is; None where the op has to be called, or what was given is at fault."""
-    if type(num_groups) is not int or not is_short(x, *operands):
+    if not nobody_looks() or type(num_groups) is not int:
         return None
     takes, taken = native.native.ada_group_norm_takes, operands  # type: ignore[union-attr]
     if not takes(x, *operands, num_groups):
@@ -45,7 +45,7 @@ class _Differentiable(torch.autograd.Function):
         statistics, are_taken, num_groups, silu = ctx.call
         needed, grads = ctx.needs_input_grad[:5], None
         # Whoever packed what was saved may have unpacked it in another layout. The op refuses a second derivative.
-        if not torch.is_grad_enabled() and is_short(dy, x):
+        if not torch.is_grad_enabled() and nobody_looks():
             taken = operands if are_taken else list(map(cpu.as_taken, operands))
             grads = cpu.differentiate(dy, x, taken, statistics, None, num_groups, silu, needed)
         if grads is None:
