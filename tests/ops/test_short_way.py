@@ -34,6 +34,8 @@ OTHERS = {
     "an operand of a subclass": lambda: torch.empty(6).as_subclass(Subclass),
     "a negated operand": lambda: torch._neg_view(torch.randn(6)),
     "a sparse operand": lambda: torch.randn(6).to_sparse(),
+    "zeros without memory": lambda: torch._efficientzerotensor(6),
+    "a functional operand": lambda: torch._to_functional_tensor(torch.randn(6)),
     "no tensor": lambda: 1.0,
 }
 
