@@ -248,6 +248,16 @@ def test_a_gradient_is_refused(writing: bool) -> None:
         step(full_table(), 0, drawn, guidance=2.0, **buffers)[0].sum().backward()
 
 
+@pytest.mark.parametrize("overwritten", ["out", "out_x_0"])
+def test_a_backward_through_what_a_buffer_held_before_is_refused(overwritten: str) -> None:
+    buffers = {"out": torch.empty(SHAPE), "out_x_0": torch.empty(SHAPE)}
+    weight = torch.randn(SHAPE, requires_grad=True)
+    loss = (weight * buffers[overwritten]).sum()
+    step(full_table(), 0, inputs(), guidance=2.0, **buffers)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def refusals() -> dict[str, tuple[dict[str, Any], str]]:
     drawn, meta = inputs(), torch.empty(SHAPE, device="meta")
     narrow = StepTable(torch.zeros(ROWS, 7), torch.arange(ROWS))

@@ -109,6 +109,9 @@ def diffusion_step(
         raise NotImplementedError("diffusion_step has no gradient; sample under torch.no_grad()")
     step_into = cpu.step_into if short else diffusion_step_into
     step_into(*operands, out, out_x_0)
+    if not torch.compiler.is_compiling():
+        # So that autograd, if it kept a buffer of what was here before for a backward, finds that out.
+        torch.autograd.graph.increment_version((out, out_x_0))
     return out, out_x_0
 
 
