@@ -112,10 +112,14 @@ void transform_chunk(const NormConv& call, const Block& block, int64_t chunk, fl
     const int64_t tiles = block.tiles(), place = v_place(call, tiles), row = reads.columns * lanes;
     float* to = v + chunk * tiles * lanes;
     for (int64_t image = block.image; image < block.image + block.images; ++image) {
-        load_rectangle<normed, silu_on>(call, image, reads, chunk * lanes, positions);
-        for (int64_t r = 0; r < block.rows; ++r)
+        const Rows<normed, silu_on> rows(call, image, reads, chunk * lanes, smaller(lanes, call.channels - chunk * lanes));
+        // A row of tiles is transformed while its positions are in the first cache.
+        for (int64_t r = 0, loaded = 0; r < block.rows; ++r) {
+            rows.load(loaded, r * outputs + inputs, positions);
+            loaded = r * outputs + inputs;
             for (int64_t c = 0; c < block.columns; ++c, to += lanes)
                 transform_tile(positions + r * outputs * row + c * outputs * lanes, row, to, place);
+        }
     }
 }
 

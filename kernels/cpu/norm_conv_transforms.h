@@ -117,28 +117,39 @@ struct Rectangle {
     int64_t top, left, rows, columns;
 };
 
+// Rows of a rectangle of an image's sixteen channels, as they enter the convolution.
 template <bool normed, bool silu_on>
-FASTCOND_INLINE void load_rectangle(const NormConv& call, int64_t image, const Rectangle& r, int64_t first, float* to) {
-    const int64_t channels = smaller(lanes, call.channels - first);
-    const Norm<silu_on> norm(call, image, first, channels);
-    const Source source(call, first, channels);
-    const int64_t begin = larger(0, -r.left), end = smaller(r.columns, call.width - r.left);
-    const int64_t shrink = call.upsampled ? 2 : 1, rows = call.height / shrink, columns = call.width / shrink;
-    for (int64_t row = 0; row < r.rows; ++row, to += r.columns * lanes) {
-        const int64_t y = r.top + row, x = r.left + begin;
-        if (y < 0 || y >= call.height) {
-            fill_zero(to, r.columns);
-            continue;
+struct Rows {
+    const NormConv& call;
+    const int64_t image;
+    const Rectangle& of;
+    const Norm<silu_on> norm;
+    const Source source;
+
+    Rows(const NormConv& call, int64_t image, const Rectangle& of, int64_t first, int64_t channels)
+        : call(call), image(image), of(of), norm(call, image, first, channels), source(call, first, channels) {}
+
+    // Rows [first, end) to their places in `to`, which is the whole rectangle's.
+    FASTCOND_INLINE void load(int64_t first, int64_t end, float* to) const {
+        const int64_t left = larger(0, -of.left), right = smaller(of.columns, call.width - of.left);
+        const int64_t shrink = call.upsampled ? 2 : 1, rows = call.height / shrink, columns = call.width / shrink;
+        to += first * of.columns * lanes;
+        for (int64_t row = first; row < end; ++row, to += of.columns * lanes) {
+            const int64_t y = of.top + row, x = of.left + left;
+            if (y < 0 || y >= call.height) {
+                fill_zero(to, of.columns);
+                continue;
+            }
+            const int64_t position = (image * rows + y / shrink) * columns + x / shrink;
+            fill_zero(to, left);
+            if (call.upsampled)
+                load_doubled<normed, silu_on>(source, position, x % 2 == 1, right - left, norm, to + left * lanes);
+            else
+                load_run<normed, silu_on>(source, position, right - left, norm, to + left * lanes);
+            fill_zero(to + right * lanes, of.columns - right);
         }
-        const int64_t position = (image * rows + y / shrink) * columns + x / shrink;
-        fill_zero(to, begin);
-        if (call.upsampled)
-            load_doubled<normed, silu_on>(source, position, x % 2 == 1, end - begin, norm, to + begin * lanes);
-        else
-            load_run<normed, silu_on>(source, position, end - begin, norm, to + begin * lanes);
-        fill_zero(to + end * lanes, r.columns - end);
     }
-}
+};
 
 // B^T d
 FASTCOND_INLINE void transform_inputs(const Lanes (&d)[inputs], Lanes (&t)[inputs]) {
