@@ -15,9 +15,9 @@ from fastcond.interop.unet2d_condition_config import CLASS as CONDITION_CLASS
 from fastcond.interop.unet2d_condition_config import label_unet_config
 from fastcond.interop.unet2d_config import CLASS, unet_config
 from fastcond.interop.weights import build, naming, read_folder
+from fastcond.json_file import read_json
 from fastcond.messages import shown
 from fastcond.nn import ConditionalUNet
-from fastcond.training.run_directory import read_json
 
 __all__ = ["class_names_of", "load_diffusers", "save_diffusers"]
 

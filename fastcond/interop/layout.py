@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcond.training.run_directory import read_json
+from fastcond.json_file import read_json
 
 INDEX_NAME = "model_index.json"
 LABELS_NAME = "class_labels.json"

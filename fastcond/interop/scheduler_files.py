@@ -14,8 +14,8 @@ from fastcond.diffusion.schedulers.config import NAME_OF, SETTINGS
 from fastcond.interop.layout import Layout, names_scheduler
 from fastcond.interop.scheduler_choice import check_learned_rows, config_of
 from fastcond.interop.weights import naming
+from fastcond.json_file import read_json
 from fastcond.messages import shown
-from fastcond.training.run_directory import read_json
 
 SCHEDULER_NAME = "scheduler_config.json"
 # Schedulers whose runs are not followed, and whose betas are those of a scheduler that is.

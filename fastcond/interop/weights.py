@@ -21,7 +21,7 @@ from torch import Tensor
 from fastcond.config import DiffusionConfig, UNetConfig
 from fastcond.messages import printable, shown
 from fastcond.nn import ConditionalUNet
-from fastcond.training.run_directory import NoInitialWeights
+from fastcond.nn.initial_weights import NoInitialWeights
 
 # What a file that is cut short, altered, or none at all makes the readers raise, as found by altering files at random.
 _DAMAGED = (

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fastcond.config import RunConfig, from_dict, to_dict
+from fastcond.json_file import read_json
 from fastcond.nn import ConditionalUNet
+from fastcond.nn.initial_weights import NoInitialWeights
 
 FORMAT_VERSION = 1
 _PARTIAL = ".partial"
@@ -229,33 +230,8 @@ def load_run(path: str | Path, *, step: int | None = None, device: str | torch.d
     return Run(model, config, class_names, checkpoint.step, directory.path, weights_sha256)
 
 
-class NoInitialWeights(TorchFunctionMode):
-    """Leaves tensors as torch.nn.init finds them. Even on "meta" a random one would load torch._dynamo, a second of imports."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def read_json(path: Path, remedy: str = "; restore it or train again") -> dict[str, Any]:
-    """A file's object. Raises: ValueError for a file that is missing or holds something else; `remedy` ends its message."""
-    if not path.exists():
-        raise ValueError(f"{path} is missing; the folder is not whole")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also of thousands of digits or brackets
-        raise ValueError(f"{path} is not valid JSON ({error}){remedy}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, not an object{remedy}")
-    return values
 
 
 def _require_version(values: Mapping[str, Any], path: Path) -> None:
