@@ -1,6 +1,7 @@
 // AdaGN as functions of torch.Tensors, for fastcond/ops/ada_group_norm/cpu.py. What a kernel would read or write beside the point
 // is refused here, so that no caller has to look at shapes, dtypes and strides twice.
-#include <optional>
+#include <algorithm>
+#include <iterator>
 
 #include "cpu/ada_group_norm.h"
 #include "tensors.h"
@@ -13,54 +14,65 @@ namespace {
 using namespace fastcond;
 using cpu::AdaGroupNorm;
 
-// Float32 with neighbouring channels: rows [B, C] a stride apart, or one row [C].
-bool is_row(const Dense& value, int64_t channels) {
-    return value.dims == 1 && value.is_float32() && value.shape[0] == channels && (channels == 1 || value.strides[0] == 1);
-}
-bool is_rows(const Dense& value, int64_t batch, int64_t channels) {
-    return value.has_shape(batch, channels) && value.is_float32() && (channels == 1 || value.strides[1] == 1);
-}
+// What a look at the tensors found.
+enum Look : int {
+    other_x,        // x is not for the kernel
+    other_operand,  // an operand has another shape, or no memory of floats
+    as_copies,      // the kernel takes them if operands are made float32 whose channels are neighbours
+    taken,
+};
+
+struct OfImages {
+    int64_t batch, channels;
+    bool operator()(const Dense& value) const {
+        return value.dims == 2 && value.shape[0] == batch && value.shape[1] == channels;
+    }
+};
+struct OfChannels {
+    int64_t channels;
+    bool operator()(const Dense& value) const { return value.dims == 1 && value.shape[0] == channels; }
+};
 
 using Read = bool (*)(nb::handle, Dense&);
 
-// The call that both directions share, or none where `map`, which is left in x, or an operand is not what the kernel takes.
-std::optional<AdaGroupNorm> call_of(Read read, Dense& x, nb::handle map, nb::handle scale, nb::handle shift, nb::handle weight,
-                                    nb::handle bias, int64_t groups, bool silu, int threads) {
-    if (!read(map, x)) return std::nullopt;
-    AdaGroupNorm call{};
+// Looks at an operand of a shape that `is_right` and whose last dimension is channels; none is right. `data` and `stride` are of
+// what is taken: rows [B, C] a stride apart, or one row [C].
+template <typename IsRight>
+Look look_at(Read read, nb::handle value, IsRight is_right, const float*& data, int64_t& stride) {
+    Dense dense;
+    if (value.is_none()) return taken;
+    if (!read(value, dense) || !is_right(dense) || !dense.is_float()) return other_operand;
+    const int32_t last = dense.dims - 1;
+    if (!dense.is_float32() || (dense.shape[last] != 1 && dense.strides[last] != 1)) return as_copies;
+    data = static_cast<const float*>(dense.data());
+    stride = dense.strides[0];
+    return taken;
+}
+
+// The call that both directions share, of `map`, which is left in x, and its operands; whole where they are taken.
+Look look_at_all(Read read, Dense& x, nb::handle map, nb::handle scale, nb::handle shift, nb::handle weight, nb::handle bias,
+                 int64_t groups, AdaGroupNorm& call) {
+    if (!read(map, x)) return other_x;
     const int64_t count = x.count();
-    if (x.dims < 2 || count == 0 || groups < 1 || x.shape[1] % groups != 0 || !x.is_stored(call.stored)) return std::nullopt;
+    if (x.dims < 2 || count == 0 || groups < 1 || x.shape[1] % groups != 0 || !x.is_stored(call.stored)) return other_x;
     const int64_t batch = x.shape[0], channels = x.shape[1];
     const bool contiguous = x.is_contiguous();
-    if (!contiguous && !x.is_channels_last()) return std::nullopt;
-    const auto take_rows = [&](nb::handle value, const float*& data, int64_t& stride) {
-        Dense rows;
-        if (value.is_none()) return true;
-        if (!read(value, rows) || !is_rows(rows, batch, channels)) return false;
-        data = static_cast<const float*>(rows.data());
-        stride = rows.strides[0];
-        return true;
-    };
-    const auto take_row = [&](nb::handle value, const float*& data) {
-        Dense row;
-        if (value.is_none()) return true;
-        if (!read(value, row) || !is_row(row, channels)) return false;
-        data = static_cast<const float*>(row.data());
-        return true;
-    };
-    if (!take_rows(scale, call.scale, call.scale_stride) || !take_rows(shift, call.shift, call.shift_stride) ||
-        !take_row(weight, call.weight) || !take_row(bias, call.bias))
-        return std::nullopt;
+    if (!contiguous && !x.is_channels_last()) return other_x;
+    const OfImages of_images{batch, channels};
+    const OfChannels of_channels{channels};
+    int64_t unused;
+    const Look looks[] = {look_at(read, scale, of_images, call.scale, call.scale_stride),
+                          look_at(read, shift, of_images, call.shift, call.shift_stride),
+                          look_at(read, weight, of_channels, call.weight, unused),
+                          look_at(read, bias, of_channels, call.bias, unused)};
     call.x = x.data();
     call.batch = batch;
     call.channels = channels;
     call.groups = groups;
     call.positions = count / (batch * channels);
-    call.silu = silu;
     // Without positions channels are neighbours, which is what channels_last is fast at.
     call.channels_last = !contiguous || x.dims == 2;
-    call.threads = threads;
-    return call;
+    return *std::min_element(std::begin(looks), std::end(looks));
 }
 
 // mean [2, B, G] and rstd [B, G], or both in one tensor [3, B, G] and no rstd.
@@ -79,20 +91,24 @@ bool take_statistics(nb::handle mean, nb::handle rstd, const AdaGroupNorm& call,
     return true;
 }
 
-bool takes(nb::handle x, nb::handle scale, nb::handle shift, nb::handle weight, nb::handle bias, int64_t groups) {
+int look(nb::handle x, nb::handle scale, nb::handle shift, nb::handle weight, nb::handle bias, int64_t groups) {
     Dense map;
-    return call_of(read_plain, map, x, scale, shift, weight, bias, groups, false, 1).has_value();
+    AdaGroupNorm call{};
+    return look_at_all(read_plain, map, x, scale, shift, weight, bias, groups, call);
 }
 
 bool forward(nb::handle x, nb::handle scale, nb::handle shift, nb::handle weight, nb::handle bias, int64_t groups, float eps,
              bool silu, int threads, nb::handle y, nb::handle mean, nb::handle rstd) {
     Dense map, result;
-    const auto call = call_of(read, map, x, scale, shift, weight, bias, groups, silu, threads);
-    if (!call || !read(y, result) || !result.lies_as(map)) return false;
+    AdaGroupNorm call{};
+    if (look_at_all(read, map, x, scale, shift, weight, bias, groups, call) != taken) return false;
+    if (!read(y, result) || !result.lies_as(map)) return false;
+    call.silu = silu;
+    call.threads = threads;
     cpu::AdaGroupNormForward pass{eps, result.data(), nullptr, nullptr};
-    if (!mean.is_none() && !take_statistics(mean, rstd, *call, pass.mean, pass.rstd)) return false;
+    if (mean.is_none() ? !rstd.is_none() : !take_statistics(mean, rstd, call, pass.mean, pass.rstd)) return false;
     const nb::gil_scoped_release released;
-    cpu::ada_group_norm(*call, pass);
+    cpu::ada_group_norm(call, pass);
     return true;
 }
 
@@ -100,25 +116,28 @@ bool backward(nb::handle dy, nb::handle x, nb::handle scale, nb::handle shift, n
               nb::handle rstd, int64_t groups, bool silu, int threads, nb::handle dx, nb::handle dscale, nb::handle dshift,
               nb::handle dweight, nb::handle dbias) {
     Dense map, upstream, result;
-    const auto call = call_of(read_numbers, map, x, scale, shift, weight, bias, groups, silu, threads);
-    if (!call || !read_numbers(dy, upstream) || !upstream.lies_as(map) || !read(dx, result) || !result.lies_as(map)) return false;
+    AdaGroupNorm call{};
+    if (look_at_all(read, map, x, scale, shift, weight, bias, groups, call) != taken) return false;
+    if (!read(dy, upstream) || !upstream.lies_as(map) || !read(dx, result) || !result.lies_as(map)) return false;
+    call.silu = silu;
+    call.threads = threads;
     float *means, *rstds;
-    if (!take_statistics(mean, rstd, *call, means, rstds)) return false;
-    const auto room = [](nb::handle value, const auto& fits, float*& data) {
+    if (!take_statistics(mean, rstd, call, means, rstds)) return false;
+    const auto room = [](nb::handle value, const auto& is_right, float*& data) {
         Dense gradient;
         if (value.is_none()) return true;
-        if (!read(value, gradient) || !gradient.is_contiguous() || !fits(gradient)) return false;
+        if (!read(value, gradient) || !gradient.is_float32() || !gradient.is_contiguous() || !is_right(gradient)) return false;
         data = static_cast<float*>(gradient.data());
         return true;
     };
-    const auto of_images = [&](const Dense& value) { return is_rows(value, call->batch, call->channels); };
-    const auto of_channels = [&](const Dense& value) { return is_row(value, call->channels); };
+    const OfImages of_images{call.batch, call.channels};
+    const OfChannels of_channels{call.channels};
     cpu::OperandGradients gradients{};
     if (!room(dscale, of_images, gradients.scale) || !room(dshift, of_images, gradients.shift) ||
         !room(dweight, of_channels, gradients.weight) || !room(dbias, of_channels, gradients.bias))
         return false;
     const nb::gil_scoped_release released;
-    cpu::ada_group_norm_backward(*call, {upstream.data(), means, rstds, result.data()}, gradients);
+    cpu::ada_group_norm_backward(call, {upstream.data(), means, rstds, result.data()}, gradients);
     return true;
 }
 
@@ -126,8 +145,10 @@ bool backward(nb::handle dy, nb::handle x, nb::handle scale, nb::handle shift, n
 
 void bind_norm(nb::module_& module) {
     const auto tensor = [](const char* name) { return nb::arg(name).none(); };
-    module.def("ada_group_norm_takes", &takes, tensor("x"), tensor("scale"), tensor("shift"), tensor("weight"), tensor("bias"),
-               "num_groups"_a, "whether the kernel takes these tensors as they are, past the dispatcher");
+    module.attr("TAKEN") = int(taken);
+    module.attr("TAKEN_AS_COPIES") = int(as_copies);
+    module.def("ada_group_norm_look", &look, tensor("x"), tensor("scale"), tensor("shift"), tensor("weight"), tensor("bias"),
+               "num_groups"_a, "whether the kernel takes these tensors past the dispatcher: TAKEN, TAKEN_AS_COPIES or another number");
     module.def("ada_group_norm", &forward, tensor("x"), tensor("scale"), tensor("shift"), tensor("weight"), tensor("bias"),
                "num_groups"_a, "eps"_a, "silu"_a, "threads"_a, tensor("y"), tensor("mean"), tensor("rstd"),
                "False, with nothing done, where the tensors are not what it takes; mean and rstd, or rstd, may be None "

@@ -6,7 +6,7 @@ namespace fastcond {
 namespace {
 
 constexpr uint32_t major_version = 1;
-constexpr int32_t cpu = 1;
+constexpr int32_t device_cpu = 1;
 enum : uint8_t { code_float = 2, code_bfloat = 4 };
 
 // DLPackExchangeAPI. What is not called here stands as a bare pointer.
@@ -69,16 +69,18 @@ bool Dense::lies_as(const Dense& other) const {
     return true;
 }
 
-void read_tensors_of(nb::type_object tensor_class, nb::type_object parameter_class) {
+bool read_tensors_of(nb::type_object tensor_class, nb::type_object parameter_class) {
     const nb::object table = tensor_class.attr("__dlpack_c_exchange_api__");
     auto found = static_cast<const Exchange*>(PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api"));
     if (found == nullptr) throw nb::python_error();
     while (found != nullptr && found->version.major != major_version) found = found->previous;
-    if (found == nullptr || found->read == nullptr) throw nb::import_error("this PyTorch has no DLPack 1 that tensors can be read by");
+    if (found == nullptr || found->read == nullptr) return false;
+    is_neg = PyUnicode_InternFromString("is_neg");
+    if (is_neg == nullptr) throw nb::python_error();
     exchange = found;
     tensor_type = tensor_class.ptr();
     parameter_type = parameter_class.ptr();
-    is_neg = PyUnicode_InternFromString("is_neg");
+    return true;
 }
 
 bool read(nb::handle value, Dense& dense) {
@@ -86,23 +88,20 @@ bool read(nb::handle value, Dense& dense) {
     if (!PyObject_TypeCheck(value.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type))) return false;
     if (exchange->read(value.ptr(), &dense) != 0) {
         // Without such memory: sparse, nested, a transform's wrapper, a dtype that DLPack lacks.
+        if (!PyErr_ExceptionMatches(PyExc_RuntimeError) && !PyErr_ExceptionMatches(PyExc_BufferError)) throw nb::python_error();
         PyErr_Clear();
         return false;
     }
-    return dense.device.kind == cpu && (dense.start != nullptr || dense.count() == 0);
-}
-
-bool read_numbers(nb::handle value, Dense& dense) {
-    if (!read(value, dense)) return false;
-    PyObject* negated = PyObject_CallMethodNoArgs(value.ptr(), is_neg);
-    if (negated == nullptr) throw nb::python_error();
-    Py_DECREF(negated);
-    return negated == Py_False;
+    return dense.device.kind == device_cpu && (dense.start != nullptr || dense.count() == 0);
 }
 
 bool read_plain(nb::handle value, Dense& dense) {
     const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(value.ptr()));
-    return (type == tensor_type || type == parameter_type) && read_numbers(value, dense);
+    if ((type != tensor_type && type != parameter_type) || !read(value, dense)) return false;
+    PyObject* negated = PyObject_CallMethodNoArgs(value.ptr(), is_neg);
+    if (negated == nullptr) throw nb::python_error();
+    Py_DECREF(negated);
+    return negated == Py_False;
 }
 
 bool are_plain(nb::args tensors) {

@@ -29,28 +29,26 @@ struct Dense {
 
     void* data() const { return static_cast<char*>(start) + offset; }
     int64_t count() const;
+    bool is_float() const { return type.code == 2 || type.code == 4; }
     bool is_float32() const { return type.code == 2 && type.bits == 32 && type.lanes == 1; }
     // Whether it is one of the dtypes that kernels store maps in, and which.
     bool is_stored(Stored& stored) const;
     // Whether elements lie one after another in the order of the dimensions, or of [B, H, W, C].
     bool is_contiguous() const;
     bool is_channels_last() const;
-    bool has_shape(int64_t rows, int64_t columns) const { return dims == 2 && shape[0] == rows && shape[1] == columns; }
     // Whether dtype, sizes and strides are the other's.
     bool lies_as(const Dense& other) const;
 };
 
-// Called once, before any tensor is read. The table is taken from the class's `__dlpack_c_exchange_api__`.
-// Raises: ImportError where it is of another major version.
-void read_tensors_of(nanobind::type_object tensor_class, nanobind::type_object parameter_class);
+// Called once, before any tensor is read, with a class that has a `__dlpack_c_exchange_api__`, the table. False where that is of
+// another major version of DLPack, and nothing can be read.
+bool read_tensors_of(nanobind::type_object tensor_class, nanobind::type_object parameter_class);
 
 // Whether `value` is a torch.Tensor with memory of the CPU; `dense` then is that.
 bool read(nanobind::handle value, Dense& dense);
 
-// The same, and whether the memory holds its numbers themselves: they are not negated on reading.
-bool read_numbers(nanobind::handle value, Dense& dense);
-
-// The same, and whether it is a torch.Tensor or Parameter and no subclass, whose methods nobody has changed.
+// The same, and whether it is a torch.Tensor or Parameter and no subclass, and its numbers are not negated on reading. (Complex ones
+// may be conjugated: kernels take none.)
 bool read_plain(nanobind::handle value, Dense& dense);
 
 // Whether `read_plain` takes each that is not None.

@@ -6,6 +6,7 @@ Kernels read `native.native` at each call, so a test may set it to None and comp
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,13 @@ def _load() -> Any | None:
             raise
         return None
     require_interface(library)
-    library.read_tensors_of(Tensor, Parameter)
+    if not hasattr(Tensor, "__dlpack_c_exchange_api__") or not library.read_tensors_of(Tensor, Parameter):
+        warnings.warn(
+            f"PyTorch {torch.__version__} lacks the table of DLPack 1 that native kernels read tensors by, so they do not run "
+            "and a CPU is slow; install a PyTorch from 2.11 on that has it",
+            stacklevel=2,
+        )
+        return None
     return library
 
 

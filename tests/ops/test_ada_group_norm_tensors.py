@@ -33,6 +33,10 @@ OTHERS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+class Subclass(Tensor):
+    pass
+
+
 def forward(**changed: Any) -> tuple[bool, dict[str, Any]]:
     """The native function's answer, and what it was given: a call that fits but for what is `changed`."""
     given: dict[str, Any] = {
@@ -97,7 +101,8 @@ def test_an_operand_of_another_kind_is_refused(what: str) -> None:
     for name in ("scale", "shift"):
         done, given = forward(**{name: OTHERS[what]()})
         assert not done and untouched(given, "y", "mean", "rstd")
-        assert not native.native.ada_group_norm_takes(*(given[key] for key in ("x", "scale", "shift", "weight", "bias")), G)
+        look = native.native.ada_group_norm_look(*(given[key] for key in ("x", "scale", "shift", "weight", "bias")), G)
+        assert look != native.native.TAKEN
     if what != "a row":
         for name in ("weight", "bias"):
             assert not forward(**{name: OTHERS[what]()})[0]
@@ -106,48 +111,60 @@ def test_an_operand_of_another_kind_is_refused(what: str) -> None:
         assert not done and untouched(given, "dx", "dweight", "dbias")
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        dict(x=torch.randn(B, C, 5, 4).transpose(2, 3)),
-        dict(x=torch.randn(SIZE).double(), y=torch.full(SIZE, 7.0).double()),
-        dict(x=torch.randn(B, 0, 4, 5), y=torch.empty(B, 0, 4, 5)),
-        dict(x=torch.randn(SIZE).to(memory_format=torch.channels_last)),  # y is not
-        dict(y=torch.full((B, C, 4, 4), 7.0)),
-        dict(y=torch.full(SIZE, 7.0, dtype=torch.bfloat16)),
-        dict(num_groups=4),
-        dict(num_groups=0),
-        dict(num_groups=-3),
-        dict(mean=torch.full((3, B, G), 7.0)),
-        dict(mean=torch.full((2, B, G + 1), 7.0)),
-        dict(rstd=torch.full((B, G - 1), 7.0)),
-        dict(rstd=None),
-        dict(rstd=torch.full((B, G), 7.0, dtype=torch.float64)),
-    ],
-    ids=str,
-)
-def test_a_call_that_does_not_fit_leaves_everything_as_it_was(changed: dict[str, Any]) -> None:
-    done, given = forward(**changed)
+CALLS: dict[str, Callable[[], dict[str, Any]]] = {
+    "strided x": lambda: dict(x=torch.randn(B, C, 5, 4).transpose(2, 3)),
+    "float64 x": lambda: dict(x=torch.randn(SIZE).double(), y=torch.full(SIZE, 7.0).double()),
+    "no channels": lambda: dict(x=torch.randn(B, 0, 4, 5), y=torch.empty(B, 0, 4, 5)),
+    "y in another memory format": lambda: dict(x=torch.randn(SIZE).to(memory_format=torch.channels_last)),
+    "y of another size": lambda: dict(y=torch.full((B, C, 4, 4), 7.0)),
+    "y of another dtype": lambda: dict(y=torch.full(SIZE, 7.0, dtype=torch.bfloat16)),
+    "4 groups": lambda: dict(num_groups=4),
+    "0 groups": lambda: dict(num_groups=0),
+    "-3 groups": lambda: dict(num_groups=-3),
+    "mean with rstd, and rstd": lambda: dict(mean=torch.full((3, B, G), 7.0)),
+    "mean of more groups": lambda: dict(mean=torch.full((2, B, G + 1), 7.0)),
+    "rstd of fewer groups": lambda: dict(rstd=torch.full((B, G - 1), 7.0)),
+    "mean without rstd": lambda: dict(rstd=None),
+    "rstd without mean": lambda: dict(mean=None),
+    "float64 rstd": lambda: dict(rstd=torch.full((B, G), 7.0, dtype=torch.float64)),
+}
+GRADIENTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "dy of another size": lambda: dict(dy=torch.randn(B, C, 4, 4)),
+    "dy of another dtype": lambda: dict(dy=torch.randn(SIZE, dtype=torch.bfloat16)),
+    "dy in another memory format": lambda: dict(dy=torch.randn(SIZE).to(memory_format=torch.channels_last)),
+    "dx of fewer images": lambda: dict(dx=torch.full((1, *SIZE[1:]), 7.0)),
+    "mean with rstd, and rstd": lambda: dict(mean=torch.randn(3, B, G)),
+    "mean without rstd": lambda: dict(mean=torch.randn(2, B, G), rstd=None),
+    "dweight of more channels": lambda: dict(dweight=torch.full((C + 1,), 7.0)),
+    "strided dscale": lambda: dict(dscale=torch.full((B, 2 * C), 7.0)[:, :C]),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_call_that_does_not_fit_leaves_everything_as_it_was(what: str) -> None:
+    done, given = forward(**CALLS[what]())
     assert not done and untouched(given, "y", "mean", "rstd")
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        dict(dy=torch.randn(B, C, 4, 4)),
-        dict(dy=torch.randn(SIZE, dtype=torch.bfloat16)),
-        dict(dy=torch.randn(SIZE).to(memory_format=torch.channels_last)),
-        dict(dx=torch.full((1, *SIZE[1:]), 7.0)),
-        dict(mean=torch.randn(3, B, G)),
-        dict(mean=torch.randn(2, B, G), rstd=None),
-        dict(dweight=torch.full((C + 1,), 7.0)),
-        dict(dscale=torch.full((B, 2 * C), 7.0)[:, :C]),
-    ],
-    ids=str,
-)
-def test_a_gradient_that_does_not_fit_leaves_everything_as_it_was(changed: dict[str, Any]) -> None:
-    done, given = backward(**changed)
+@pytest.mark.parametrize("what", GRADIENTS)
+def test_a_gradient_that_does_not_fit_leaves_everything_as_it_was(what: str) -> None:
+    done, given = backward(**GRADIENTS[what]())
     assert not done and untouched(given, "dx", "dscale", "dshift", "dweight", "dbias")
+
+
+def test_a_look_tells_what_a_copy_would_mend() -> None:
+    library = native.native
+
+    def look(x: Tensor, scale: Any, weight: Any = None, groups: int = G) -> int:
+        return int(library.ada_group_norm_look(x, scale, None, weight, None, groups))
+
+    x, copies = torch.randn(SIZE), (torch.randn(B, C).double(), torch.randn(B, C).half(), torch.randn(B, 2 * C)[:, ::2])
+    assert look(x, torch.randn(B, C)) == look(x, torch.randn(B, 2 * C)[:, C:], torch.randn(C)) == library.TAKEN
+    assert all(look(x, copy) == library.TAKEN_AS_COPIES for copy in copies)
+    others = (torch.randn(1, C), torch.randn(B, C, 1, 1), torch.ones(B, C, dtype=torch.int64), copies[0].as_subclass(Subclass))
+    assert all(look(x, other) not in (library.TAKEN, library.TAKEN_AS_COPIES) for other in others)
+    assert look(x, copies[0], torch.randn(C + 1)) not in (library.TAKEN, library.TAKEN_AS_COPIES)
+    assert look(x.double(), copies[0]) not in (library.TAKEN, library.TAKEN_AS_COPIES)
 
 
 @pytest.mark.parametrize("name", ["x", "scale", "shift", "weight", "bias"])
@@ -158,6 +175,8 @@ def test_a_tensor_that_is_negated_on_reading_is_negated(name: str) -> None:
     assert torch.equal(ada_group_norm(num_groups=G, **{**values, name: torch._neg_view(values[name])}), expected)
 
 
-def test_groups_that_are_no_int_are_refused_as_ever() -> None:
+def test_groups_without_number_are_refused_as_ever() -> None:
+    with pytest.raises(ValueError, match="cannot be divided"):
+        ada_group_norm(torch.randn(SIZE), num_groups=1 << 70)
     with pytest.raises(RuntimeError, match="num_groups"):
         ada_group_norm(torch.randn(SIZE), num_groups=3.0)  # type: ignore[arg-type]

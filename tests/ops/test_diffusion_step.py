@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastcond.diffusion import NoiseSchedule, StepTable, ddim, ddpm
-from fastcond.ops import diffusion_step, philox_normal
+from fastcond.ops import diffusion_step, philox_normal, short_way
 from fastcond.ops.diffusion_step.op import diffusion_step_functional
 from fastcond.ops.diffusion_step.op import diffusion_step_into as diffusion_step_into_op
 from fastcond.ops.philox import STEP_NOISE
@@ -248,8 +248,13 @@ def test_a_gradient_is_refused(writing: bool) -> None:
         step(full_table(), 0, drawn, guidance=2.0, **buffers)[0].sum().backward()
 
 
+@pytest.mark.parametrize("short", [True, False])
 @pytest.mark.parametrize("overwritten", ["out", "out_x_0"])
-def test_a_backward_through_what_a_buffer_held_before_is_refused(overwritten: str) -> None:
+def test_a_backward_through_what_a_buffer_held_before_is_refused(
+    overwritten: str, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not short:
+        monkeypatch.setattr(short_way, "is_short", lambda *tensors: False)
     buffers = {"out": torch.empty(SHAPE), "out_x_0": torch.empty(SHAPE)}
     weight = torch.randn(SHAPE, requires_grad=True)
     loss = (weight * buffers[overwritten]).sum()

@@ -65,6 +65,15 @@ def test_a_library_of_other_sources_is_refused() -> None:
         native.require_interface(native.native)
 
 
+def test_a_pytorch_whose_tensors_cannot_be_read_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(INTERFACE=native.INTERFACE, read_tensors_of=lambda *classes: False)
+    monkeypatch.setattr(native.importlib, "import_module", lambda name: library)
+    with pytest.warns(UserWarning, match="lacks the table of DLPack 1"):
+        assert native._load() is None
+    library.read_tensors_of = lambda *classes: True
+    assert native._load() is library
+
+
 @needs_native
 def test_a_fingerprint_has_every_bit() -> None:
     values = torch.randn(2, 37, generator=torch.Generator().manual_seed(0))  # a tail, and lanes that differ in length

@@ -38,8 +38,10 @@ def ada_group_norm(
         raise ValueError(f"activation is {activation!r}; choose 'silu' or None")
     silu = activation == "silu"
     y = eager.ada_group_norm(x, (scale, shift, weight, bias), num_groups, eps, silu)
-    if y is None:
-        operands = _checked(x, scale, shift, weight, bias, num_groups)
+    if y is not None:
+        return y
+    operands = _checked(x, scale, shift, weight, bias, num_groups)
+    if operands[0] is not scale or operands[1] is not shift:
         y = eager.ada_group_norm(x, operands, num_groups, eps, silu)
     return ada_group_norm_forward(x, *operands, num_groups, eps, silu)[0] if y is None else y
 

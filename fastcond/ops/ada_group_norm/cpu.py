@@ -51,7 +51,7 @@ def normalise(
     y, library = torch.empty_like(x), native.native
     assert library is not None
     if not library.ada_group_norm(x, *operands, num_groups, eps, silu, torch.get_num_threads(), y, mean, rstd):
-        raise ValueError(f"the kernel of ada_group_norm does not take x {list(x.shape)} with strides {list(x.stride())}")
+        raise ValueError(_refusal(x))
     return y
 
 
@@ -81,7 +81,7 @@ def backward(
     mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
     gradients = differentiate(dy, x, tuple(map(as_taken, operands)), mean, rstd, num_groups, silu, needed)
     if gradients is None:
-        raise ValueError(f"the kernel of ada_group_norm does not take x {list(x.shape)} with strides {list(x.stride())}")
+        raise ValueError(_refusal(x))
     dx, dscale, dshift, dweight, dbias = (
         x.new_empty(0) if gradient is None or operand is None else gradient.to(operand.dtype)
         for gradient, operand in zip(gradients, (x, *operands), strict=True)
@@ -133,6 +133,10 @@ def _check(
         if value is not None and value.shape != needed:
             raise ValueError(f"an operand of ada_group_norm is {list(value.shape)}; {list(needed)} is needed")
     return shape[0]
+
+
+def _refusal(x: Tensor) -> str:
+    return f"the native ada_group_norm cannot read x {list(x.shape)} or one of its operands; give tensors with memory of the CPU"
 
 
 def as_taken(value: Tensor | None) -> Tensor | None:

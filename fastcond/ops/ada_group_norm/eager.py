@@ -10,18 +10,21 @@ from torch import Tensor
 from fastcond.ops import native
 from fastcond.ops.ada_group_norm import cpu
 from fastcond.ops.ada_group_norm.op import ada_group_norm_backward
-from fastcond.ops.short_way import apply_of, nobody_looks
+from fastcond.ops.short_way import apply_of, is_short, nobody_looks
+
+_MOST_GROUPS = 1 << 30  # as a number that the library takes
 
 
 def ada_group_norm(x: Tensor, operands: tuple[Tensor | None, ...], num_groups: int, eps: float, silu: bool) -> Tensor | None:
     """y, differentiable as the op is; None where the op has to be called, or what was given is at fault."""
-    if not nobody_looks() or type(num_groups) is not int:
+    if not (x.is_cpu and nobody_looks() and type(num_groups) is int and num_groups <= _MOST_GROUPS):
         return None
-    takes, taken = native.native.ada_group_norm_takes, operands  # type: ignore[union-attr]
-    if not takes(x, *operands, num_groups):
-        taken = tuple(map(cpu.as_taken, operands))
-        if not takes(x, *taken, num_groups):
+    library, taken = native.native, operands
+    look = library.ada_group_norm_look(x, *operands, num_groups)  # type: ignore[union-attr]
+    if look != library.TAKEN:  # type: ignore[union-attr]
+        if look != library.TAKEN_AS_COPIES:  # type: ignore[union-attr]
             return None
+        taken = tuple(map(cpu.as_taken, operands))
     if torch.is_grad_enabled():
         for tensor in (x, *operands):
             if tensor is not None and tensor.requires_grad:
@@ -45,7 +48,7 @@ class _Differentiable(torch.autograd.Function):
         statistics, are_taken, num_groups, silu = ctx.call
         needed, grads = ctx.needs_input_grad[:5], None
         # Whoever packed what was saved may have unpacked it in another layout. The op refuses a second derivative.
-        if not torch.is_grad_enabled() and nobody_looks():
+        if not torch.is_grad_enabled() and is_short(dy, x, *operands):
             taken = operands if are_taken else list(map(cpu.as_taken, operands))
             grads = cpu.differentiate(dy, x, taken, statistics, None, num_groups, silu, needed)
         if grads is None:
