@@ -195,7 +195,8 @@ NB_MODULE(_native, module) {
 #endif
     bind_network(module);
     bind_norm(module);
-    module.def("read_tensors_of", &fastcond::read_tensors_of, "tensor_class"_a, "parameter_class"_a, "called once, at first; False where tensors cannot be read");
+    module.def("read_tensors_of", &fastcond::read_tensors_of, "tensor_class"_a, "parameter_class"_a,
+               "called once, at first; False where tensors cannot be read");
     module.def("are_plain", &fastcond::are_plain, "tensors"_a, "whether a kernel may be called with these, past the dispatcher");
     module.def("instruction_sets", &fastcond::cpu::instruction_sets, "what this processor can run, the best last");
     module.def("use_instruction_set", &fastcond::cpu::use_instruction_set, "name"_a, "for tests: run another build");
