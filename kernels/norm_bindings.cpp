@@ -94,6 +94,7 @@ bool take_statistics(nb::handle mean, nb::handle rstd, const AdaGroupNorm& call,
 int look(nb::handle x, nb::handle scale, nb::handle shift, nb::handle weight, nb::handle bias, int64_t groups) {
     Dense map;
     AdaGroupNorm call{};
+    if (!is_of_cpu(x)) return other_x;
     return look_at_all(read_plain, map, x, scale, shift, weight, bias, groups, call);
 }
 

@@ -24,7 +24,7 @@ struct Exchange {
 
 const Exchange* exchange = nullptr;
 // Borrowed: torch is never unloaded.
-PyObject *tensor_type = nullptr, *parameter_type = nullptr, *is_neg = nullptr;
+PyObject *tensor_type = nullptr, *parameter_type = nullptr, *is_neg = nullptr, *is_cpu = nullptr;
 
 }  // namespace
 
@@ -76,11 +76,20 @@ bool read_tensors_of(nb::type_object tensor_class, nb::type_object parameter_cla
     while (found != nullptr && found->version.major != major_version) found = found->previous;
     if (found == nullptr || found->read == nullptr) return false;
     is_neg = PyUnicode_InternFromString("is_neg");
-    if (is_neg == nullptr) throw nb::python_error();
+    is_cpu = PyUnicode_InternFromString("is_cpu");
+    if (is_neg == nullptr || is_cpu == nullptr) throw nb::python_error();
     exchange = found;
     tensor_type = tensor_class.ptr();
     parameter_type = parameter_class.ptr();
     return true;
+}
+
+bool is_of_cpu(nb::handle value) {
+    if (is_cpu == nullptr || !PyObject_TypeCheck(value.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type))) return false;
+    PyObject* found = PyObject_GetAttr(value.ptr(), is_cpu);
+    if (found == nullptr) throw nb::python_error();
+    Py_DECREF(found);
+    return found == Py_True;
 }
 
 bool read(nb::handle value, Dense& dense) {
@@ -106,6 +115,7 @@ bool read_plain(nb::handle value, Dense& dense) {
 
 bool are_plain(nb::args tensors) {
     Dense dense;
+    if (tensors.size() != 0 && !is_of_cpu(tensors[0])) return false;
     for (const nb::handle tensor : tensors)
         if (!tensor.is_none() && !read_plain(tensor, dense)) return false;
     return true;

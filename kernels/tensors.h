@@ -44,6 +44,10 @@ struct Dense {
 // another major version of DLPack, and nothing can be read.
 bool read_tensors_of(nanobind::type_object tensor_class, nanobind::type_object parameter_class);
 
+// Whether `value` says that it is on the CPU. `read` finds out too, but of most other tensors by an exception, which takes
+// milliseconds.
+bool is_of_cpu(nanobind::handle value);
+
 // Whether `value` is a torch.Tensor with memory of the CPU; `dense` then is that.
 bool read(nanobind::handle value, Dense& dense);
 
@@ -51,7 +55,7 @@ bool read(nanobind::handle value, Dense& dense);
 // may be conjugated: kernels take none.)
 bool read_plain(nanobind::handle value, Dense& dense);
 
-// Whether `read_plain` takes each that is not None.
+// Whether `read_plain` takes each that is not None; the first is not.
 bool are_plain(nanobind::args tensors);
 
 }  // namespace fastcond

@@ -39,8 +39,7 @@ def nobody_looks() -> bool:
 
 def is_short(*tensors: Tensor | None) -> bool:
     """Whether a call with these tensors may take the short way: where the dispatcher would come to the CPU kernel alone."""
-    # Of memory elsewhere the library is told by an exception, which takes long.
-    return bool(getattr(tensors[0], "is_cpu", False) and nobody_looks() and native.native.are_plain(*tensors))  # type: ignore[union-attr]
+    return nobody_looks() and native.native.are_plain(*tensors)  # type: ignore[union-attr]
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Any:
