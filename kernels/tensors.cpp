@@ -7,7 +7,6 @@ namespace {
 
 constexpr uint32_t major_version = 1;
 constexpr int32_t device_cpu = 1;
-enum : uint8_t { code_float = 2, code_bfloat = 4 };
 
 // DLPackExchangeAPI. What is not called here stands as a bare pointer.
 struct Exchange {
@@ -26,6 +25,18 @@ const Exchange* exchange = nullptr;
 // Borrowed: torch is never unloaded.
 PyObject *tensor_type = nullptr, *parameter_type = nullptr, *is_neg = nullptr, *is_cpu = nullptr;
 
+// Whether elements lie one after another, where order(0) is the dimension whose elements are neighbours and order(1) the next.
+template <typename Order>
+bool is_in_order(const Dense& dense, Order order) {
+    int64_t expected = 1;
+    for (int32_t i = 0; i < dense.dims; ++i) {
+        const int32_t at = order(i);
+        if (dense.shape[at] != 1 && dense.strides[at] != expected) return false;
+        expected *= dense.shape[at];
+    }
+    return true;
+}
+
 }  // namespace
 
 int64_t Dense::count() const {
@@ -43,22 +54,12 @@ bool Dense::is_stored(Stored& stored) const {
 }
 
 bool Dense::is_contiguous() const {
-    int64_t expected = 1;
-    for (int32_t i = dims - 1; i >= 0; --i) {
-        if (shape[i] != 1 && strides[i] != expected) return false;
-        expected *= shape[i];
-    }
-    return true;
+    return is_in_order(*this, [this](int32_t i) { return dims - 1 - i; });
 }
 
 bool Dense::is_channels_last() const {
-    if (dims != 4) return false;
-    int64_t expected = 1;
-    for (const int32_t i : {1, 3, 2, 0}) {
-        if (shape[i] != 1 && strides[i] != expected) return false;
-        expected *= shape[i];
-    }
-    return true;
+    constexpr int32_t order[] = {1, 3, 2, 0};
+    return dims == 4 && is_in_order(*this, [&](int32_t i) { return order[i]; });
 }
 
 bool Dense::lies_as(const Dense& other) const {

@@ -29,8 +29,9 @@ struct Dense {
 
     void* data() const { return static_cast<char*>(start) + offset; }
     int64_t count() const;
-    bool is_float() const { return type.code == 2 || type.code == 4; }
-    bool is_float32() const { return type.code == 2 && type.bits == 32 && type.lanes == 1; }
+    enum : uint8_t { code_float = 2, code_bfloat = 4 };
+    bool is_float() const { return type.code == code_float || type.code == code_bfloat; }
+    bool is_float32() const { return type.code == code_float && type.bits == 32 && type.lanes == 1; }
     // Whether it is one of the dtypes that kernels store maps in, and which.
     bool is_stored(Stored& stored) const;
     // Whether elements lie one after another in the order of the dimensions, or of [B, H, W, C].
